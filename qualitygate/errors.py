@@ -1,0 +1,81 @@
+"""Everything that can go wrong, in two kinds: a command that can't go on, and an image that can't be scored.
+
+    QualityGateError                exit code 1
+    ├── ConfigurationError          exit code 2: the user's input or environment; the message says the remedy
+    ├── ErrorBudgetExceeded         exit code 3: too many images failed; their rows are kept
+    ├── Superseded                  exit code 2: another run took over the output
+    ├── AuditFailed                 exit code 1: ids in are not ids out
+    └── ImageError                  one image; becomes its row's error_code and error_message, never stops a run
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Why an image, or one of its metrics, has no score."""
+
+    MISSING = "missing"
+    DENIED = "denied"
+    TIMEOUT = "timeout"
+    TRANSIENT = "transient"
+    TRUNCATED = "truncated"
+    UNDECODABLE = "undecodable"
+    UNSUPPORTED = "unsupported"
+    TOO_LARGE = "too_large"
+    TOO_SMALL = "too_small"
+    FLAT = "flat"
+    NON_FINITE = "non_finite"
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_CRASH = "worker_crash"
+
+
+# Worth trying again on the next run without being asked: the same bytes may well succeed.
+# The others are properties of the content or of the manifest; `score --retry CODE` selects them.
+RETRIED_CODES = frozenset(
+    {ErrorCode.TIMEOUT, ErrorCode.TRANSIENT, ErrorCode.OUT_OF_MEMORY, ErrorCode.WORKER_CRASH}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The typed reason for a missing score: what a scorer returns in place of a float."""
+
+    code: ErrorCode
+    message: str
+
+
+class QualityGateError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigurationError(QualityGateError):
+    """The command can't start as asked; the message is one line and names the remedy."""
+
+    exit_code = 2
+
+
+class Superseded(QualityGateError):
+    """A newer run has claimed the same output; this one stopped without publishing more."""
+
+    exit_code = 2
+
+
+class ErrorBudgetExceeded(QualityGateError):
+    """More images failed than `max_error_rate` allows; every row was kept."""
+
+    exit_code = 3
+
+
+class AuditFailed(QualityGateError):
+    """The finished table doesn't hold exactly the manifest's ids."""
+
+
+class ImageError(QualityGateError):
+    """One image can't be fetched, decoded or scored."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.failure = Failure(code, message)
