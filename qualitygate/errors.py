@@ -1,11 +1,12 @@
 """Everything that can go wrong, in two kinds: a command that can't go on, and an image that can't be scored.
 
-    QualityGateError                exit code 1
-    ├── ConfigurationError          exit code 2: the user's input or environment; the message says the remedy
-    ├── ErrorBudgetExceeded         exit code 3: too many images failed; their rows are kept
-    ├── Superseded                  exit code 2: another run took over the output
-    ├── AuditFailed                 exit code 1: ids in are not ids out
-    └── ImageError                  one image; becomes its row's error_code and error_message, never stops a run
+QualityGateError                exit code 1
+├── ConfigurationError          exit code 2: the user's input or environment; the message says the remedy
+├── ErrorBudgetExceeded         exit code 3: too many images failed; their rows are kept
+├── Superseded                  exit code 2: another run took over the output
+├── Interrupted                 exit code 130: stopped by the user or the system; resumable
+├── AuditFailed                 exit code 1: ids in are not ids out
+└── ImageError                  one image; becomes its row's error_code and error_message, never stops a run
 """
 
 from dataclasses import dataclass
@@ -69,13 +70,32 @@ class ErrorBudgetExceeded(QualityGateError):
     exit_code = 3
 
 
+class Interrupted(QualityGateError):
+    """Stopped by Ctrl-C or SIGTERM; what arrived is committed and the same command goes on."""
+
+    exit_code = 130
+
+
 class AuditFailed(QualityGateError):
     """The finished table doesn't hold exactly the manifest's ids."""
 
 
 class ImageError(QualityGateError):
-    """One image can't be fetched, decoded or scored."""
+    """One image can't be fetched, decoded or scored.
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    width, height: of the image as stored, where its header could be read before things went wrong.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, *, width: int | None = None, height: int | None = None
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.failure = Failure(code, message)
+        self.width = width
+        self.height = height
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception is pickled as its class and `args`, which here hold the joined text, not the parameters:
+        # without this an ImageError couldn't leave the process it was raised in.
+        state = {"width": self.width, "height": self.height}
+        return (type(self), (self.failure.code, self.failure.message), state)

@@ -33,6 +33,7 @@ class Metric:
         parameters_sha256: content hash of the parameters; None for a metric without any.
         unavailable: why it can't be loaded now, with the remedy; None when it can.
         load: device -> scorer. Called once in each worker.
+        implementation: whose code computes it, with its version where it isn't ours; part of the fingerprint.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Metric:
     load: Callable[[Device], Scorer]
     precision: str = "float64"
     backend: Literal["native", "pyiqa"] = "native"
+    implementation: str = "qualitygate"
 
     @property
     def direction(self) -> Literal["higher", "lower"]:

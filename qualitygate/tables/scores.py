@@ -1,0 +1,494 @@
+"""The score table: a Delta Lake table with one row for every image, always.
+
+What isn't committed isn't there, so a killed run leaves whole commits or nothing. Each run claims the table
+by an epoch (a Delta application transaction); a commit of an older epoch is refused by Delta itself, so a
+zombie, a retry or a second start can't publish a row twice.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from qualitygate.errors import RETRIED_CODES, AuditFailed, ConfigurationError, ErrorCode, Superseded
+from qualitygate.tables import storage
+from qualitygate.tables.manifest import Manifest
+from qualitygate.tables.sql import connect, identifier, literal
+
+if TYPE_CHECKING:
+    import duckdb
+    from deltalake import CommitProperties, DeltaTable
+
+APPLICATION = "qualitygate"
+FORMAT_VERSION = 1
+# A photograph that killed its worker in two runs is left alone until it is asked for by --retry.
+MAX_CRASHES = 2
+# delta-rs decodes %41 in a path twice and panics on brackets (seen with 1.6.6).
+_UNUSABLE = re.compile(r"%[0-9A-Fa-f]{2}|[\[\]]")
+
+COMMON_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("uri", pa.string()),
+    pa.field("etag", pa.string()),
+    pa.field("sha256", pa.string()),
+    pa.field("bytes", pa.int64()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("make", pa.string()),
+    pa.field("model", pa.string()),
+    # As the camera recorded it: ISO 8601 local time without a zone, which a timestamp type would invent.
+    pa.field("captured_at", pa.string()),
+    pa.field("box", pa.list_(pa.int64())),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error_code", pa.string()),
+    pa.field("error_message", pa.string()),
+    pa.field("attempts", pa.int32(), nullable=False),
+    pa.field("run_id", pa.string(), nullable=False),
+    pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
+)
+
+OK = "ok"
+NOT_REQUESTED = "not_requested"
+
+
+def failed(code: ErrorCode) -> str:
+    """The state of a metric that has no score for a typed reason."""
+    return f"failed:{code.value}"
+
+
+def state_column(metric: str) -> str:
+    """Column that tells why a metric has or lacks a value: ok | failed:CODE | not_requested | skipped_lazy."""
+    return f"{metric}_state"
+
+
+def fingerprint_column(metric: str) -> str:
+    """Column that tells under which definition a metric was scored; spelled out in `fingerprints.json`."""
+    return f"{metric}_fingerprint"
+
+
+def metric_fields(metric: str) -> tuple[pa.Field, ...]:
+    """The three columns of one metric."""
+    return (
+        pa.field(metric, pa.float64()),
+        pa.field(state_column(metric), pa.string()),
+        pa.field(fingerprint_column(metric), pa.string()),
+    )
+
+
+def schema(metrics: Iterable[str]) -> pa.Schema:
+    """Columns of the score table for these metrics, in this order."""
+    return pa.schema([*COMMON_FIELDS, *(field for metric in metrics for field in metric_fields(metric))])
+
+
+def table_uri(output: str) -> str:
+    """Where below an output folder its score table lies."""
+    uri = storage.join(output, "scores")
+    if storage.is_local(uri):
+        uri = os.path.abspath(os.fsdecode(storage.local_path(uri)))
+        if _UNUSABLE.search(uri):
+            raise ConfigurationError(
+                f"the path {uri!r} holds one of the characters [ ] or a % code, with which the table format "
+                "can't work; choose another folder"
+            )
+    return uri
+
+
+def open_table(output: str) -> "DeltaTable | None":
+    """The score table of an output folder, or None when there is none yet."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+
+    try:
+        return DeltaTable(table_uri(output))
+    except TableNotFoundError:
+        return None
+
+
+def existing_table(output: str) -> "DeltaTable":
+    """The score table of an output folder; ConfigurationError when there is none."""
+    table = open_table(output)
+    if table is None:
+        raise ConfigurationError(f"{storage.redact(output)!r} holds no scores; run 'qualitygate score' into it first")
+    return table
+
+
+def arrow_schema(table: "DeltaTable") -> pa.Schema:
+    """The table's columns as Arrow types."""
+    return pa.schema(table.schema().to_arrow())
+
+
+def metrics_of(table: "DeltaTable") -> list[str]:
+    """Metrics that the table has columns for."""
+    names = arrow_schema(table).names
+    return [name for name in names if state_column(name) in names]
+
+
+def dataset(table: "DeltaTable") -> Any:
+    """One version of the table as a pyarrow data set (an empty table while it has no files).
+
+    Not `DeltaTable.to_pyarrow_dataset`: the statistics it attaches make filters on a column that was added
+    after a file was written answer wrongly (seen with deltalake 1.6.6: IS NOT NULL kept the null rows).
+    """
+    import pyarrow.dataset
+    import pyarrow.fs
+
+    # Only the names are taken: file_uris() percent-encodes folders. The table has no partitions, so no subfolders.
+    names = [uri.rsplit("/", 1)[1] for uri in table.file_uris()]
+    if not names:
+        return arrow_schema(table).empty_table()
+    root = table.table_uri
+    if storage.is_local(root):
+        folder = os.fsdecode(storage.local_path(root))
+        file_system: Any = pyarrow.fs.LocalFileSystem()
+    else:
+        file_system, folder = storage.file_system(root)
+    paths = [storage.join(folder, name) for name in names]
+    return pyarrow.dataset.dataset(paths, schema=arrow_schema(table), format="parquet", filesystem=file_system)
+
+
+def register(database: "duckdb.DuckDBPyConnection", table: "DeltaTable", view: str = "scores") -> None:
+    """Make one version of the table readable in SQL."""
+    database.register(view, dataset(table))
+
+
+# --- before a run ---------------------------------------------------------------------------------------------
+
+
+def check_compatible(output: str, fingerprints: Mapping[str, str], *, backfill: bool) -> None:
+    """Refuse to mix: scores under another fingerprint, or rows without a requested metric, unless backfilling."""
+    table = open_table(output)
+    if table is None:
+        return
+    present = [metric for metric in fingerprints if metric in metrics_of(table)]
+    with connect() as database:
+        register(database, table)
+        rows = _count(database, "SELECT count(*) FROM scores")
+        if backfill or not rows:
+            return
+        for metric in fingerprints:
+            if metric not in present:
+                raise ConfigurationError(_lacks(output, rows, metric))
+            column, state = identifier(fingerprint_column(metric)), identifier(state_column(metric))
+            found = database.sql(f"SELECT DISTINCT {column} FROM scores WHERE {column} IS NOT NULL").fetchall()
+            others = sorted(value for (value,) in found if value != fingerprints[metric])
+            if others:
+                raise ConfigurationError(_mixes(output, metric, others, fingerprints[metric]))
+            unscored = _count(database, f"SELECT count(*) FROM scores WHERE {state} IS NULL OR {state} = '{NOT_REQUESTED}'")
+            if unscored:
+                raise ConfigurationError(_lacks(output, unscored, metric))
+
+
+def _lacks(output: str, rows: int, metric: str) -> str:
+    return (
+        f"{rows} rows in {storage.redact(output)!r} have no {metric}; add --backfill to score it there too, "
+        "or leave it out of --metrics"
+    )
+
+
+def _mixes(output: str, metric: str, others: Sequence[str], wanted: str) -> str:
+    known = read_fingerprints(output)
+    return (
+        f"{storage.redact(output)!r} holds {metric} as {', '.join(_spell(known, other) for other in others)}, "
+        f"this run would write {metric} as {wanted}; add --backfill to score those rows again, "
+        "or choose another --output"
+    )
+
+
+def _spell(known: Mapping[str, Any], fingerprint: str) -> str:
+    definition = known.get(fingerprint)
+    if not definition:
+        return fingerprint
+    decode = definition.get("decode", {})
+    return (
+        f"{fingerprint} (v{definition.get('version')}, {definition.get('backend')}, "
+        f"{decode.get('resolution', '?')}, {definition.get('region', '?')})"
+    )
+
+
+def _count(database: "duckdb.DuckDBPyConnection", query: str) -> int:
+    return int(database.sql(query).fetchall()[0][0])
+
+
+def read_fingerprints(output: str) -> dict[str, Any]:
+    """Definitions by fingerprint, from the output's sidecar."""
+    data = storage.read_bytes(storage.join(output, "fingerprints.json"))
+    return json.loads(data) if data else {}
+
+
+def record_fingerprints(output: str, definitions: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add definitions to the sidecar; known ones stay."""
+    known = read_fingerprints(output)
+    if any(fingerprint not in known for fingerprint in definitions):
+        merged = {**known, **definitions}
+        storage.write_bytes(
+            storage.join(output, "fingerprints.json"), json.dumps(merged, indent=1, sort_keys=True).encode()
+        )
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """The one run that may commit to an output's score table, until a newer run claims it.
+
+    It keeps the version of its own last commit and never looks ahead of it: that is what lets Delta see a
+    newer claim as a conflict.
+    """
+
+    def __init__(self, output: str, metrics: Sequence[str], run_id: str) -> None:
+        self._run_id = run_id
+        self._output = output
+        self._table = _create_or_open(output, metrics)
+        self._table, self.epoch = self._claim()
+        self._add_columns(metrics)
+        self.schema = arrow_schema(self._table)
+
+    @property
+    def table(self) -> "DeltaTable":
+        """The table at the version that this run sees."""
+        return self._table
+
+    def _properties(self, epoch: int) -> "CommitProperties":
+        from deltalake import CommitProperties, Transaction
+
+        return CommitProperties(
+            app_transactions=[Transaction(APPLICATION, epoch)],
+            custom_metadata={"run_id": self._run_id},
+            max_commit_retries=0,
+        )
+
+    def _claim(self) -> "tuple[DeltaTable, int]":
+        from deltalake import DeltaTable
+        from deltalake.exceptions import CommitFailedError
+
+        for _ in range(10):
+            table = DeltaTable(table_uri(self._output))
+            epoch = (table.transaction_version(APPLICATION) or 0) + 1
+            try:
+                table.create_write_transaction(
+                    [], "append", table.schema(), commit_properties=self._properties(epoch)
+                )
+            except CommitFailedError:
+                continue  # another run claimed at the same moment: take the next epoch
+            # Up to the claim itself and no further: what an older run committed before it is ours to count,
+            # what a newer run claims after it must look like a conflict.
+            version = _version_of_claim(table_uri(self._output), table.version(), epoch, self._run_id)
+            return DeltaTable(table_uri(self._output), version=version), epoch
+        raise Superseded(f"other runs keep claiming {storage.redact(self._output)!r}; stop them and run again")
+
+    def _add_columns(self, metrics: Sequence[str]) -> None:
+        from deltalake import Field, Schema
+
+        names = set(arrow_schema(self._table).names)
+        absent = [field for metric in metrics for field in metric_fields(metric) if field.name not in names]
+        if absent:
+            fields: list[Field] = Schema.from_arrow(pa.schema(absent)).fields
+            self._publish(
+                lambda: self._table.alter.add_columns(fields, commit_properties=self._properties(self.epoch))
+            )
+
+    def commit(self, new: pa.Table, replacements: pa.Table) -> None:
+        """Publish rows of ids that the table lacks, and rows that take the place of their id's old one."""
+        from deltalake import write_deltalake
+
+        if new.num_rows:
+            self._publish(
+                lambda: write_deltalake(
+                    self._table, new, mode="append", commit_properties=self._properties(self.epoch)
+                )
+            )
+        if replacements.num_rows:
+            self._publish(
+                lambda: (
+                    self._table.merge(
+                        replacements,
+                        "old.image_id = new.image_id",
+                        source_alias="new",
+                        target_alias="old",
+                        commit_properties=self._properties(self.epoch),
+                    )
+                    .when_matched_update_all()
+                    .when_not_matched_insert_all()
+                    .execute()
+                )
+            )
+
+    def _publish(self, action: Any) -> None:
+        from deltalake.exceptions import CommitFailedError
+
+        try:
+            action()
+        except CommitFailedError as error:
+            raise Superseded(
+                f"another run has taken over {storage.redact(self._output)!r}; this one stopped, "
+                "its committed rows are kept and the other run finishes the rest"
+            ) from error
+
+
+def _create_or_open(output: str, metrics: Sequence[str]) -> "DeltaTable":
+    from deltalake import DeltaTable
+
+    return DeltaTable.create(
+        table_uri(output), schema(metrics), mode="ignore", name=APPLICATION, description="One row for every image"
+    )
+
+
+def _version_of_claim(uri: str, before: int, epoch: int, run_id: str) -> int:
+    """The version that our claim became: the first after `before` that carries our run's id."""
+    from deltalake import DeltaTable
+
+    latest = DeltaTable(uri)
+    for entry in latest.history():
+        if entry.get("run_id") == run_id and entry["version"] > before:
+            return int(entry["version"])
+    raise Superseded(f"the claim of epoch {epoch} is gone from the log; run again")
+
+
+# --- what is left to do ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """Rows of a manifest that still want work, as Parquet files below `uri`."""
+
+    uri: str
+    rows: int
+
+
+def write_pending(
+    manifest: Manifest,
+    table: "DeltaTable",
+    fingerprints: Mapping[str, str],
+    *,
+    retry: Sequence[ErrorCode],
+    folder: Path,
+) -> int:
+    """Write manifest minus committed into Parquet files below `folder`; returns how many rows there are.
+
+    A row is wanted when its image is new, when its etag, bytes, uri or box changed, when a requested metric
+    is absent or was scored under another fingerprint, or when it failed for a reason that may have passed.
+    `previous` carries the committed row, so that the worker can keep what is still true of the same bytes.
+    """
+    wanted = [
+        "old.image_id IS NULL",
+        "(new.etag IS NOT NULL AND new.etag IS DISTINCT FROM old.etag)",
+        "(new.etag IS NULL AND new.bytes IS NOT NULL AND new.bytes IS DISTINCT FROM old.bytes AND old.bytes IS NOT NULL)",
+        # A refused URI is stored without its secrets, so it can't be compared.
+        "(new.uri IS DISTINCT FROM old.uri AND NOT contains(coalesce(old.uri, ''), '***'))",
+        "new.box IS DISTINCT FROM old.box",
+        *(f"old.{identifier(fingerprint_column(metric))} IS DISTINCT FROM {literal(value)}"
+          for metric, value in fingerprints.items()),
+        _retried(retry),
+    ]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    with connect() as database:
+        register(database, table)
+        database.sql(
+            f"""COPY (
+                SELECT new.image_id, new.uri, new.box, new.etag,
+                       CASE WHEN old.image_id IS NULL THEN NULL ELSE old END AS previous
+                FROM read_parquet({literal(manifest.path)}) AS new LEFT JOIN scores AS old USING (image_id)
+                WHERE {" OR ".join(wanted)}
+            ) TO {literal(folder)} (FORMAT parquet, ROW_GROUP_SIZE 20000, FILE_SIZE_BYTES '16MB')"""
+        )
+        return _count(database, f"SELECT count(*) FROM read_parquet({literal(folder / '*.parquet')})")
+
+
+def _retried(asked: Sequence[ErrorCode]) -> str:
+    """Failures to try again: those that may pass, crashes until they are quarantined, and those asked for."""
+    passing = sorted(code.value for code in RETRIED_CODES - {ErrorCode.WORKER_CRASH})
+    clauses = [f"old.error_code IN ({', '.join(literal(code) for code in passing)})"]
+    clauses.append(f"(old.error_code = '{ErrorCode.WORKER_CRASH}' AND old.attempts < {MAX_CRASHES})")
+    if asked:
+        clauses.append(f"old.error_code IN ({', '.join(literal(code.value) for code in asked)})")
+    return "(" + " OR ".join(clauses) + ")"
+
+
+# --- after a run ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """Ids in against ids out: how the manifest's rows ended."""
+
+    expected: int
+    present: int
+    duplicates: int
+    by_status: dict[str, int]
+    by_code: dict[str, int]
+    metrics: dict[str, dict[str, Any]]
+
+    @property
+    def error_rate(self) -> float:
+        """Share of the manifest's images that have no score at all, in [0, 1]."""
+        return self.by_status.get("error", 0) / self.expected if self.expected else 0.0
+
+
+def audit(manifest: Manifest, output: str, metrics: Sequence[str], *, complete: bool) -> Audit:
+    """Count the manifest's rows in the table. Raises AuditFailed when a finished run lacks an id or has one twice."""
+    table = existing_table(output)
+    with connect() as database:
+        register(database, table)
+        database.sql(
+            f"CREATE TEMP TABLE ids AS SELECT image_id FROM read_parquet({literal(manifest.path)})"
+        )
+        rows = "scores SEMI JOIN ids USING (image_id)"
+        present, distinct = database.sql(f"SELECT count(*), count(DISTINCT image_id) FROM {rows}").fetchall()[0]
+        by_status = dict(database.sql(f"SELECT status, count(*) FROM {rows} GROUP BY 1 ORDER BY 1").fetchall())
+        by_code = dict(
+            database.sql(
+                f"SELECT error_code, count(*) FROM {rows} WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+        )
+        result = Audit(
+            expected=manifest.rows,
+            present=distinct,
+            duplicates=present - distinct,
+            by_status=by_status,
+            by_code=by_code,
+            metrics={metric: _summary(database, rows, metric) for metric in metrics},
+        )
+    if result.duplicates:
+        raise AuditFailed(f"{result.duplicates} image_ids stand in {storage.redact(output)!r} twice; report this as a bug")
+    if complete and result.present != result.expected:
+        raise AuditFailed(
+            f"{result.expected - result.present} of {result.expected} images have no row in "
+            f"{storage.redact(output)!r}; run the same command again"
+        )
+    return result
+
+
+def _summary(database: "duckdb.DuckDBPyConnection", rows: str, metric: str) -> dict[str, Any]:
+    column, state = identifier(metric), identifier(state_column(metric))
+    low, median, high = database.sql(
+        f"SELECT min({column}), median({column}), max({column}) FROM {rows}"
+    ).fetchall()[0]
+    states = database.sql(
+        f"SELECT coalesce({state}, '{NOT_REQUESTED}'), count(*) FROM {rows} GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    return {"min": low, "median": median, "max": high, "states": dict(states)}
+
+
+def export(output: str, target: str) -> int:
+    """Write the table as one Parquet or CSV file, by the target's suffix; returns the number of rows."""
+    suffix = Path(target).suffix.lower()
+    formats = {".parquet": "FORMAT parquet", ".csv": "FORMAT csv, HEADER true"}
+    if suffix not in formats:
+        raise ConfigurationError(f"--output {target!r}: name a file that ends in .parquet or .csv")
+    table = existing_table(output)
+    storage.check_writable(str(Path(target).absolute().parent), "--output")
+    unfinished = Path(target).with_name(f"_{Path(target).name}.unfinished")
+    try:
+        with connect() as database:
+            register(database, table)
+            database.sql(f"COPY (SELECT * FROM scores ORDER BY image_id) TO {literal(unfinished)} ({formats[suffix]})")
+            rows = _count(database, "SELECT count(*) FROM scores")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return rows

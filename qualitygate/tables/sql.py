@@ -1,0 +1,42 @@
+"""DuckDB, for joins and aggregates over more rows than fit in memory."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import duckdb
+
+# Enough for a join of ten million ids; beyond it DuckDB spills to the temporary folder.
+MEMORY_LIMIT = "1GB"
+
+
+@contextmanager
+def connect() -> "Iterator[duckdb.DuckDBPyConnection]":
+    """An in-memory database with bounded memory, that keeps row order and reads only what it is told to."""
+    import duckdb
+
+    with (
+        tempfile.TemporaryDirectory(prefix="qualitygate-sql-") as scratch,
+        duckdb.connect(
+            config={
+                "memory_limit": MEMORY_LIMIT,
+                "temp_directory": scratch,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            }
+        ) as database,
+    ):
+        yield database
+
+
+def literal(value: str | Path) -> str:
+    """A quoted SQL string."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """A quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,118 @@
+"""Any input becomes one normalised manifest, or one line that says what is wrong."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from qualitygate.errors import ConfigurationError
+from qualitygate.tables import manifest
+
+
+def _rows(source: Path | str, tmp_path: Path, **options: int) -> list[dict[str, object]]:
+    loaded = manifest.load(str(source), tmp_path / "_spool.parquet", **options)
+    table = pq.read_table(loaded.path)
+    assert table.schema.equals(manifest.SCHEMA) or table.schema.names == manifest.SCHEMA.names
+    assert table.num_rows == loaded.rows
+    return table.to_pylist()
+
+
+def test_a_folder_gives_every_file_an_id_with_its_extension(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.jpg", "sub/b.JPEG", "c.txt", "d"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"1")
+    rows = _rows(folder, tmp_path)
+    assert [row["image_id"] for row in rows] == ["a.jpg", "c.txt", "d", "sub/b.JPEG"]
+    assert all(row["etag"] and row["bytes"] == 1 for row in rows)
+
+
+def test_a_glob_and_a_single_file(tmp_path: Path) -> None:
+    for name in ("in/a.jpg", "in/sub/b.jpg", "in/c.png", "in/odd[1].jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    assert [row["image_id"] for row in _rows(tmp_path / "in" / "**" / "*.jpg", tmp_path)] == [
+        "a.jpg",
+        "odd[1].jpg",
+        "sub/b.jpg",
+    ]
+    assert [row["image_id"] for row in _rows(tmp_path / "in" / "c.png", tmp_path)] == ["c.png"]
+    assert [row["image_id"] for row in _rows(tmp_path / "in" / "odd[1].jpg", tmp_path)] == ["odd[1].jpg"]
+
+
+CSV = """image_id,uri,box,label
+007,x y.jpg,"1,2,3,4",a
+1e5,/abs/%20.jpg,,b
+c,s3://b/k?x.jpg,"[1, 2, 3]",
+d,,abc,
+2024-01-02T03:04:05,http://x/y,(1 2 3 4),
+"""
+JSONL = """{"image_id": "007", "uri": "x y.jpg", "box": [1, 2, 3, 4]}
+{"image_id": "1e5", "uri": "/abs/%20.jpg", "box": null}
+{"image_id": "c", "uri": "s3://b/k?x.jpg", "box": [1, 2, 3]}
+{"image_id": "d", "uri": null, "box": "abc"}
+{"image_id": "2024-01-02T03:04:05", "uri": "http://x/y", "box": {"x": 1, "y": 2, "w": 3, "h": 4}}
+"""
+PARQUET = {
+    "image_id": ["007", "1e5", "c", "d", "2024-01-02T03:04:05"],
+    "uri": ["x y.jpg", "/abs/%20.jpg", "s3://b/k?x.jpg", None, "http://x/y"],
+    "box": [[1, 2, 3, 4], None, [1, 2, 3], [], [1, 2, 3, 4]],
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_tables_keep_ids_as_written_and_resolve_relative_uris(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / f"m.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table(PARQUET), source)
+    else:
+        source.write_text(CSV if kind == "csv" else JSONL)
+    rows = _rows(source, tmp_path)
+    assert [row["image_id"] for row in rows] == ["007", "1e5", "c", "d", "2024-01-02T03:04:05"]
+    assert [row["uri"] for row in rows] == [
+        f"{tmp_path}/x y.jpg",
+        "/abs/%20.jpg",
+        "s3://b/k?x.jpg",
+        None,
+        "http://x/y",
+    ]
+    # What is no box stays a wrong box: as null it would silently score the whole photograph.
+    assert [row["box"] for row in rows] == [[1, 2, 3, 4], None, [1, 2, 3], [], [1, 2, 3, 4]]
+
+
+def test_numbers_as_ids_and_a_limit(tmp_path: Path) -> None:
+    source = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"image_id": [3, 1, 2], "uri": ["a", "b", "c"]}), source)
+    assert [row["image_id"] for row in _rows(source, tmp_path, limit=2)] == ["3", "1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.csv", "image_id,uri\na,b\na,c\n", "'a' \\(2 times\\).*make them unique"),
+        ("m.csv", "id,uri\n1,2\n", "lacks the column image_id \\(it has id, uri\\)"),
+        ("m.csv", "image_id,uri\n", "holds no images"),
+        ("m.csv", "", "lacks the columns image_id, uri|can't be read"),
+        ("m.csv", "image_id,uri\n,b\n", "1 rows without an image_id"),
+        ("m.parquet", "no parquet", "can't be read as a table"),
+        ("m.jsonl", "{{{\n", "can't be read as a table"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        _rows(tmp_path / name, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match="holds no images"):
+        _rows(tmp_path / "empty", tmp_path)
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        _rows(tmp_path / "absent", tmp_path)
+    with pytest.raises(ConfigurationError, match="holds no images"):
+        _rows(tmp_path / "*.jpg", tmp_path)
+    with pytest.raises(ConfigurationError, match="scheme 'http'"):
+        _rows("http://x/y", tmp_path)
