@@ -1,0 +1,1 @@
+"""One thin script a job, for `ray job submit`."""

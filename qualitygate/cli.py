@@ -1,0 +1,170 @@
+"""The command line: one function a verb, no logic of its own."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from qualitygate import __version__
+from qualitygate.config import ScoreConfig, load
+from qualitygate.errors import ConfigurationError, ErrorCode, QualityGateError
+from qualitygate.report import progress as progress_bars
+
+app = typer.Typer(
+    name="qualitygate",
+    help="Which photographs are good enough to classify, and where exactly is the line?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+dataset_app = typer.Typer(help="The embedded data set of printed codes.", no_args_is_help=True)
+app.add_typer(dataset_app, name="dataset")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; ends the process with the exit codes of `qualitygate.errors`."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app(args=arguments, prog_name="qualitygate")
+    except QualityGateError as error:
+        sys.stderr.write(f"qualitygate: {' '.join(str(error).split())}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("qualitygate: stopped\n")
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """A scheduler's polite stop is handled like Ctrl-C: commit what has arrived, say how to go on."""
+    raise KeyboardInterrupt
+
+
+def _names(value: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if value is not None else None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"qualitygate {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def score(
+    input: Annotated[str | None, typer.Option(help="Folder, prefix, glob, image or manifest (Parquet, CSV, JSONL).")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder of the results; the table lies in its scores/.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Metrics by name, with commas; default: all that can be computed.")] = None,
+    backend: Annotated[str | None, typer.Option(help="native, or pyiqa for comparison.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the input's first N images.")] = None,
+    longest_side: Annotated[int | None, typer.Option(help="Score at this resolution; default: native.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Larger photographs are too_large (default 100 million).")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Larger files are too_large (default 512 MiB).")] = None,
+    image_timeout_s: Annotated[float | None, typer.Option(help="Seconds for one photograph (default 300).")] = None,
+    commit_rows: Annotated[int | None, typer.Option(help="Rows after which results are committed (default 1000).")] = None,
+    commit_seconds: Annotated[float | None, typer.Option(help="Seconds after which they are (default 60).")] = None,
+    max_error_rate: Annotated[float | None, typer.Option(help="Share of images without a score that fails the run (default .1).")] = None,
+    backfill: Annotated[bool | None, typer.Option("--backfill", help="Add metrics to rows that lack them.")] = None,
+    retry: Annotated[list[str] | None, typer.Option(help="Failures to try again, by code; may be repeated.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Scoring workers; default: one a core.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Photographs a task; default: by the input's size.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs, or a fraction of one, a worker.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="auto, local, or a cluster's address.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of the same keys.")] = None,
+) -> None:
+    """Score every image that has no valid row yet. Exit code 0 done, 2 configuration, 3 too many errors."""
+    given: dict[str, Any] = {key: value for key, value in locals().items() if key != "config"}
+    given["metrics"] = _names(metrics)
+    given["retry"] = _codes(retry)
+    resolved = load(ScoreConfig, config, given)
+
+    from qualitygate.cluster import scoring
+    from qualitygate.report import summary
+
+    result = scoring.run(resolved, progress_bars.for_stream())
+    sys.stdout.write(summary.of_run(result.stats, result.output))
+
+
+def _codes(values: list[str] | None) -> tuple[str, ...] | None:
+    if not values:
+        return None
+    codes = [code for value in values for code in _names(value) or ()]
+    unknown = [code for code in codes if code not in set(ErrorCode)]
+    if unknown:
+        raise ConfigurationError(f"--retry: unknown code {unknown[0]!r}; it is one of {', '.join(ErrorCode)}")
+    return tuple(codes)
+
+
+@app.command()
+def export(
+    input: Annotated[str, typer.Option(help="Output folder of a scoring run.")],
+    output: Annotated[str, typer.Option(help="File to write, ending in .parquet or .csv; replaced if it exists.")],
+) -> None:
+    """Write the score table as one plain file."""
+    from qualitygate.tables import scores, storage
+
+    rows = scores.export(storage.check_location(input, "--input"), output)
+    sys.stdout.write(f"{rows:,} rows in {output}\n")
+
+
+@app.command()
+def metrics(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+    backend: Annotated[Literal["native", "pyiqa"], typer.Option(help="Whose implementation.")] = "native",
+) -> None:
+    """List the metrics: direction, range, unit, reference, licences, whether their parameters are present."""
+    from qualitygate.report import summary
+
+    described = summary.describe_metrics(backend)
+    if as_json:
+        sys.stdout.write(json.dumps(described, indent=1) + "\n")
+    else:
+        sys.stdout.write(summary.metrics_table(described))
+
+
+@dataset_app.command("render")
+def dataset_render(
+    name: Annotated[str, typer.Option(help="sharpness, calibration, study or baseline.")],
+    output: Annotated[Path, typer.Option(help="Folder for the photographs and manifest.parquet.")],
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 1024,
+    count: Annotated[int | None, typer.Option(help="Photographs; default: as many as the paper has.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other photographs.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+) -> None:
+    """Render photographs of printed codes whose true blur and noise are known."""
+    from qualitygate.images import printed_codes
+
+    bar = progress_bars.for_stream("photographs")
+    manifest = printed_codes.write(
+        name, output, size=size, count=count, seed=seed, workers=workers, progress=progress_bars.as_callback(bar)
+    )
+    sys.stdout.write(f"{manifest}\n")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"),
+    count: Annotated[int, typer.Option(help="Photographs to render.")] = 240,
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 512,
+) -> None:
+    """Render a small set of photographs, score it, and show what the scores say."""
+    from qualitygate import demonstration
+
+    demonstration.run(output, count=count, size=size, write=sys.stdout.write)
+
+
+if __name__ == "__main__":
+    main()

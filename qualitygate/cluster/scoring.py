@@ -1,0 +1,367 @@
+"""The scoring job: manifest minus committed, through a pool of workers, into the score table while it runs."""
+
+import json
+import logging
+import math
+import platform
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from qualitygate import __version__
+from qualitygate.cluster import session
+from qualitygate.config import ScoreConfig, echo
+from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrupted, QualityGateError
+from qualitygate.images.decode import DecodePolicy
+from qualitygate.metrics import default_names, select
+from qualitygate.metrics.metric import Device
+from qualitygate.metrics.rows import Plan
+from qualitygate.tables import manifest as manifests
+from qualitygate.tables import scores, storage
+
+logger = logging.getLogger(__name__)
+
+_MAX_BATCH = 32
+_VERSIONS = ("ray", "numpy", "scipy", "numba", "opencv-python-headless", "pillow", "pi-heif", "deltalake", "pyarrow")
+
+
+class Progress(Protocol):
+    """Where a run tells how far it is."""
+
+    def start(self, *, total: int, done: int) -> None:
+        """`done` of `total` rows were committed by earlier runs."""
+
+    def advance(self, *, rows: int, errors: int) -> None:
+        """So many more rows have arrived, so many of them errors."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line."""
+
+    def stop(self) -> None:
+        """No more rows will come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The actor pool: how many workers, what each takes of the cluster, how many photographs a task."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How a run ended; also the content of `_stats.json`."""
+
+    run_id: str
+    output: str
+    stats: dict[str, Any]
+
+
+def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) -> Summary:
+    """Score every image of the input that has no valid row yet.
+
+    worker: another class than `ScoringWorker` for the pool, of the same constructor.
+
+    Raises ConfigurationError (nothing was written), Superseded (another run took over), Interrupted
+    (resumable), ErrorBudgetExceeded (all rows are kept), AuditFailed.
+    """
+    started = time.time()
+    output = storage.check_location(config.output, "--output")
+    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+        plan = _plan(config, progress)
+        manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit)
+        if manifest.has_box:
+            plan = Plan(**{**_fields(plan), "region": "box"})
+        scores.table_uri(output)  # refuses paths that the table can't live in
+        storage.check_writable(output, "--output")
+        scores.check_compatible(output, plan.fingerprints(), backfill=config.backfill)
+
+        writer = scores.Writer(output, plan.metrics, run_id)
+        scores.record_fingerprints(
+            output, {print_: plan.definitions()[name] for name, print_ in plan.fingerprints().items()}
+        )
+        storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
+        recorder = _Recorder(config, writer, progress)
+        spool = Path(scratch) / "pending"
+        rows = scores.write_pending(
+            manifest, writer.table, plan.fingerprints(), retry=config.retry, folder=spool
+        )
+        progress.start(total=manifest.rows, done=manifest.rows - rows)
+        try:
+            if rows:
+                _stream(config, plan, run_id, writer, spool, rows, recorder, worker)
+        except KeyboardInterrupt as stop:
+            recorder.commit()
+            audit = scores.audit(manifest, output, plan.metrics, complete=False)
+            _write_stats(output, run_id, config, plan, recorder, audit, started, state="interrupted")
+            raise Interrupted(
+                f"stopped with {audit.present} of {audit.expected} rows committed; "
+                "run the same command again to score the rest"
+            ) from stop
+        finally:
+            progress.stop()
+        audit = scores.audit(manifest, output, plan.metrics, complete=True)
+        exceeded = audit.error_rate > config.max_error_rate
+        state = "error_budget_exceeded" if exceeded else "done"
+        stats = _write_stats(output, run_id, config, plan, recorder, audit, started, state=state)
+    if exceeded:
+        codes = ", ".join(f"{count} {code}" for code, count in audit.by_code.items())
+        raise ErrorBudgetExceeded(
+            f"{audit.by_status.get('error', 0)} of {audit.expected} images have no score ({codes}): more than "
+            f"--max-error-rate {config.max_error_rate:g}; all rows are kept in {storage.redact(output)!r}"
+        )
+    return Summary(run_id=run_id, output=output, stats=stats)
+
+
+def _fields(plan: Plan) -> dict[str, Any]:
+    return {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+
+
+def _plan(config: ScoreConfig, progress: Progress) -> Plan:
+    names = config.metrics
+    if names is None:
+        names, skipped = default_names(config.backend)
+        for name, reason in skipped.items():
+            progress.note(f"{name} is skipped: {reason}")
+    metrics = select(names, backend=config.backend)
+    for metric in metrics:
+        if reason := metric.unavailable():
+            raise ConfigurationError(f"{metric.name} can't be computed: {reason}")
+    device: Device = "cuda" if config.device == "cuda" else "cpu"
+    return Plan(
+        metrics=tuple(metric.name for metric in metrics),
+        backend=config.backend,
+        device=device,
+        policy=DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side),
+        max_bytes=config.max_bytes,
+    )
+
+
+def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: int) -> Pool:
+    """Workers for every core, or as many as the GPUs allow, and always a CPU left for the tasks that feed them.
+
+    Without that CPU a Ray Data pipeline waits silently for ever.
+    """
+    if cluster.cpus < 2:
+        raise ConfigurationError(
+            f"the Ray cluster has {cluster.cpus:g} CPUs; scoring needs 2 at least: one for a worker, "
+            "one for the tasks that feed it"
+        )
+    gpus = config.gpus_per_worker if plan.device == "cuda" else 0.0
+    if gpus:
+        if cluster.gpus < gpus:
+            raise ConfigurationError(
+                f"--device cuda wants {gpus:g} GPU a worker, the Ray cluster has {cluster.gpus:g}; "
+                "use --device cpu, or fewer --gpus-per-worker"
+            )
+        workers = config.workers or max(1, int(cluster.gpus / gpus))
+    else:
+        workers = config.workers or int(cluster.cpus)
+    workers = min(workers, rows)
+    share = math.floor((cluster.cpus - 1) / workers * 1000) / 1000
+    batch = config.batch_size or min(_MAX_BATCH, max(1, math.ceil(rows / (4 * workers))))
+    return Pool(
+        workers=workers,
+        cpus_per_worker=min(1.0, share),
+        gpus_per_worker=gpus,
+        batch_size=min(batch, config.commit_rows),
+    )
+
+
+class _Recorder:
+    """Collects arriving rows, commits them in portions, and keeps count."""
+
+    def __init__(self, config: ScoreConfig, writer: scores.Writer, progress: Progress) -> None:
+        self._config = config
+        self._writer = writer
+        self._progress = progress
+        self._waiting: list[pa.Table] = []
+        self._last_commit = time.monotonic()
+        self.rows = 0
+        self.commits = 0
+        self.by_status: Counter[str] = Counter()
+        self.stages: dict[str, float] = defaultdict(float)
+        self.workers: dict[str, list[str]] = {}
+        self.busy_seconds = 0.0
+        self.pool: Pool | None = None
+
+    def add(self, block: pa.Table) -> None:
+        for trace in block["_trace"].drop_null().to_pylist():
+            self._add_trace(json.loads(trace))
+        states = Counter(block["status"].to_pylist())
+        self.rows += block.num_rows
+        self.by_status += states
+        self._progress.advance(rows=block.num_rows, errors=states["error"])
+        self._waiting.append(block.drop_columns(["_trace"]))
+        full = sum(table.num_rows for table in self._waiting) >= self._config.commit_rows
+        if full or time.monotonic() - self._last_commit >= self._config.commit_seconds:
+            self.commit()
+
+    def _add_trace(self, trace: dict[str, Any]) -> None:
+        self.workers[trace["worker"]] = trace["gpus"]
+        self.busy_seconds += trace["seconds"]
+        for stage, seconds in trace["stages"].items():
+            self.stages[stage] += seconds
+
+    def commit(self) -> None:
+        """Publish what has arrived."""
+        waiting, self._waiting = self._waiting, []
+        self._last_commit = time.monotonic()
+        if not waiting:
+            return
+        arrived = pa.concat_tables(waiting)
+        replaces = arrived["_replaces"]
+        arrived = arrived.drop_columns(["_replaces"]).cast(self._writer.schema)
+        self._writer.commit(arrived.filter(pa.compute.invert(replaces)), arrived.filter(replaces))
+        self.commits += 1
+        logger.info("committed %d rows", arrived.num_rows)
+
+
+def _stream(
+    config: ScoreConfig,
+    plan: Plan,
+    run_id: str,
+    writer: scores.Writer,
+    spool: Path,
+    rows: int,
+    recorder: _Recorder,
+    worker: type | None,
+) -> None:
+    with session.connect(config.ray_address) as cluster:
+        if config.device == "auto" and cluster.gpus and any(m.device == "gpu" for m in plan.selected()):
+            plan = Plan(**{**_fields(plan), "device": "cuda"})
+        recorder.pool = plan_pool(config, plan, cluster, rows)
+        pending = _reachable(spool, config, writer.epoch, cluster)
+        try:
+            for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
+                recorder.add(block)
+        except QualityGateError:
+            raise
+        except Exception as error:
+            # A run that was superseded may find its pending rows gone: say what happened, not where it hurt.
+            recorder.commit()
+            raise _explained(error) from error
+        recorder.commit()
+        if pending != str(spool):
+            storage.delete_folder(pending)
+
+
+def _explained(error: Exception) -> QualityGateError:
+    reason = str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__
+    return QualityGateError(
+        f"the Ray pipeline failed: {storage.redact(reason)}; what arrived is committed, run the same command again"
+    )
+
+
+def _reachable(spool: Path, config: ScoreConfig, epoch: int, cluster: session.Cluster) -> str:
+    """The pending rows where every node of the cluster can read them: beside the table, unless all is here."""
+    if cluster.local or storage.is_local(config.output):
+        return str(spool)
+    target = storage.join(config.output, "_runs", str(epoch), "pending")
+    for file in sorted(spool.glob("*.parquet")):
+        storage.write_bytes(storage.join(target, file.name), file.read_bytes())
+    return target
+
+
+def _blocks(
+    config: ScoreConfig,
+    plan: Plan,
+    run_id: str,
+    schema: pa.Schema,
+    pending: str,
+    pool: Pool,
+    worker: type | None,
+) -> Iterator[pa.Table]:
+    """Score rows as they come out of the pool, in blocks of a task each."""
+    import ray.data
+
+    from qualitygate.cluster.workers import CrashJournal, ScoringWorker, WorkerSettings
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    journal = CrashJournal.remote()  # type: ignore[attr-defined]
+    settings = WorkerSettings(run_id=run_id, image_timeout_s=config.image_timeout_s)
+    data = (
+        ray.data.read_parquet(pending)
+        # A task is what a dying worker costs, so it is kept to a batch.
+        .repartition(target_num_rows_per_block=pool.batch_size)
+        .map_batches(
+            worker or ScoringWorker,
+            fn_constructor_args=(plan, settings, schema, journal),
+            batch_size=pool.batch_size,
+            batch_format="pyarrow",
+            num_cpus=pool.cpus_per_worker,
+            num_gpus=pool.gpus_per_worker or None,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
+        )
+    )
+    yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _write_stats(
+    output: str,
+    run_id: str,
+    config: ScoreConfig,
+    plan: Plan,
+    recorder: _Recorder,
+    audit: scores.Audit,
+    started: float,
+    *,
+    state: str,
+) -> dict[str, Any]:
+    seconds = time.time() - started
+    stats = {
+        "run_id": run_id,
+        "state": state,
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "input": storage.redact(config.input),
+        "scored": {
+            "rows": recorder.rows,
+            "rows_per_second": round(recorder.rows / seconds, 3),
+            "by_status": dict(recorder.by_status),
+            "commits": recorder.commits,
+        },
+        "manifest": {
+            "rows": audit.expected,
+            "present": audit.present,
+            "duplicates": audit.duplicates,
+            "error_rate": round(audit.error_rate, 6),
+            "by_status": audit.by_status,
+            "by_code": audit.by_code,
+        },
+        "metrics": audit.metrics,
+        "fingerprints": plan.fingerprints(),
+        "seconds_by_stage": {stage: round(value, 3) for stage, value in sorted(recorder.stages.items())},
+        "busy_seconds": round(recorder.busy_seconds, 3),
+        "pool": asdict(recorder.pool) if recorder.pool else None,
+        "workers": recorder.workers,
+        "versions": _versions(),
+    }
+    storage.write_bytes(storage.join(output, "_stats.json"), (json.dumps(stats, indent=1) + "\n").encode())
+    return stats
+
+
+def _versions() -> dict[str, str]:
+    versions = {"qualitygate": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for package in _VERSIONS:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,95 @@
+"""Ray sessions: a cluster when there is one, this machine otherwise."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from qualitygate.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+# Rows, not pixels, cross the object store: half a gigabyte is plenty, and bounds what a laptop gives away.
+OBJECT_STORE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What a session may use. `local` tells that it lives on this machine alone and ends with this process."""
+
+    cpus: float
+    gpus: float
+    local: bool
+
+
+@contextmanager
+def connect(address: str = "auto") -> Iterator[Cluster]:
+    """A Ray session for the time of the block.
+
+    address: `auto` (the cluster that RAY_ADDRESS names, as in `ray job submit`, else this machine), `local`,
+    or a cluster's address. A session that the caller has already started is used and left running.
+    """
+    _quiet_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield _describe(local=False)
+        return
+    local = address == "local" or (address == "auto" and not os.environ.get("RAY_ADDRESS"))
+    try:
+        with _without_native_stderr():
+            if local:
+                ray.init(
+                    address="local",
+                    # Below two, the tasks that feed the workers would wait for a CPU for ever.
+                    num_cpus=max(2, len(os.sched_getaffinity(0))),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            else:
+                ray.init(address=address, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigurationError(
+            f"no Ray session at --ray-address {address!r} ({reason}); use 'local' for this machine"
+        ) from error
+    try:
+        yield _describe(local=local)
+    finally:
+        ray.shutdown()
+
+
+def _quiet_environment() -> None:
+    """Must be set before Ray is imported."""
+    # Binds every port of a local session to loopback (seen with ss; the documented node address does not).
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's C++ side reports on stderr what we handle (workers that die) and tell in our own words.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@contextmanager
+def _without_native_stderr() -> Iterator[None]:
+    """Ray's C++ side greets on stderr while it starts; what goes wrong there is raised as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _describe(*, local: bool) -> Cluster:
+    import ray
+
+    resources = ray.cluster_resources()
+    return Cluster(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), local=local)

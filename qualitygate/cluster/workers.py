@@ -1,0 +1,213 @@
+"""The scoring worker: a Ray actor that loads the metrics once and turns manifest rows into score rows.
+
+A photograph that kills its process can't report it. So each batch is entered in a journal before it is
+scored. A batch that comes back, because the worker that had it died, is scored with care: each photograph is
+entered by itself, and one that was begun twice and never finished gets the row that says so.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from qualitygate.errors import ErrorCode, Failure
+from qualitygate.metrics.rows import Plan, Request, Row, RowScorer, to_table
+from qualitygate.tables import storage
+
+logger = logging.getLogger(__name__)
+
+# Columns beside the score row that only the driver reads.
+REPLACES = "_replaces"
+TRACE = "_trace"
+EXIT_OVER_TIME = 71
+# Begun this often without an end, a photograph is taken to kill its worker. Once may be a lost machine.
+_STARTS_THAT_CONVICT = 2
+_PREFETCH_LOCAL, _PREFETCH_REMOTE = 2, 8
+
+
+@ray.remote(num_cpus=0)
+class CrashJournal:
+    """What was begun and not finished, remembered outside the processes that may die."""
+
+    def __init__(self) -> None:
+        self._batches: dict[str, int] = {}
+        self._images: dict[str, int] = {}
+        self._over_time: set[str] = set()
+
+    def begin_batch(self, key: str) -> int:
+        """How often the batch has been begun, this time included."""
+        self._batches[key] = self._batches.get(key, 0) + 1
+        return self._batches[key]
+
+    def end_batch(self, key: str) -> None:
+        """The batch is done; nothing of it need be remembered."""
+        self._batches.pop(key, None)
+
+    def begin_image(self, image_id: str) -> tuple[int, bool]:
+        """(times begun before without an end, whether one of them took too long)."""
+        before = self._images.get(image_id, 0)
+        self._images[image_id] = before + 1
+        return before, image_id in self._over_time
+
+    def end_image(self, image_id: str) -> None:
+        """The photograph has its row."""
+        self._images.pop(image_id, None)
+
+    def took_too_long(self, image_id: str) -> None:
+        """The worker is about to end itself because of this photograph."""
+        self._over_time.add(image_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """What a worker needs to know besides its plan."""
+
+    run_id: str
+    image_timeout_s: float
+
+
+class ScoringWorker:
+    """Callable class of the actor pool: manifest rows in, score rows of `schema` out."""
+
+    def __init__(self, plan: Plan, settings: WorkerSettings, schema: pa.Schema, journal: Any) -> None:
+        _use_one_thread()
+        self._schema = schema.append(pa.field(REPLACES, pa.bool_())).append(pa.field(TRACE, pa.string()))
+        self._journal = journal
+        self._watchdog = Watchdog(settings.image_timeout_s, self._report_over_time)
+        self._scorer = RowScorer(_on_this_machine(plan), run_id=settings.run_id)
+        self._timeout_s = settings.image_timeout_s
+        self._fetchers = ThreadPoolExecutor(_PREFETCH_REMOTE, thread_name_prefix="fetch")
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        started = time.perf_counter()
+        requests = [Request(**row) for row in batch.to_pylist()]
+        key = hashlib.sha1("\0".join(request.image_id for request in requests).encode()).hexdigest()
+        times_begun = ray.get(self._journal.begin_batch.remote(key))
+        rows = self._with_care(requests) if times_begun > 1 else self._straight(requests)
+        ray.get(self._journal.end_batch.remote(key))
+        for row, request in zip(rows, requests, strict=True):
+            row[REPLACES] = request.previous is not None
+        if rows:
+            rows[0][TRACE] = json.dumps(self._trace(time.perf_counter() - started))
+        return to_table(rows, self._schema)
+
+    def _straight(self, requests: Sequence[Request]) -> list[Row]:
+        rows = []
+        for request, fetched in self._fetched_ahead(requests):
+            with self._watchdog.watching(request.image_id):
+                rows.append(self._scorer.row(request, fetched))
+        return rows
+
+    def _with_care(self, requests: Sequence[Request]) -> list[Row]:
+        rows = []
+        for request in requests:
+            begun, over_time = ray.get(self._journal.begin_image.remote(request.image_id))
+            if over_time:
+                failure = Failure(
+                    ErrorCode.WORKER_CRASH, f"took longer than image_timeout_s={self._timeout_s:g} and was stopped"
+                )
+                row = self._scorer.failed_row(request, failure)
+            elif begun >= _STARTS_THAT_CONVICT:
+                failure = Failure(ErrorCode.WORKER_CRASH, f"its worker process died {begun} times while scoring it")
+                row = self._scorer.failed_row(request, failure)
+            else:
+                with self._watchdog.watching(request.image_id):
+                    row = self._scorer.row(request, self._scorer.fetch(request))
+            rows.append(row)
+            ray.get(self._journal.end_image.remote(request.image_id))
+        return rows
+
+    def _fetched_ahead(self, requests: Sequence[Request]) -> Iterator[tuple[Request, storage.Fetched | Failure]]:
+        """Each request with its bytes, while the next ones are on their way; few at a time bounds the memory."""
+        waiting: deque[tuple[Request, Future[storage.Fetched | Failure]]] = deque()
+        for request in requests:
+            waiting.append((request, self._fetchers.submit(self._scorer.fetch, request)))
+            ahead = _PREFETCH_LOCAL if storage.is_local(request.uri or "") else _PREFETCH_REMOTE
+            while len(waiting) > ahead:
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+
+    def _report_over_time(self, image_id: str) -> None:
+        ray.get(self._journal.took_too_long.remote(image_id), timeout=10)
+
+    def _trace(self, seconds: float) -> dict[str, Any]:
+        context = ray.get_runtime_context()
+        stages = self._scorer.take_seconds()
+        return {
+            "worker": f"{context.get_node_id()[:8]}-{os.getpid()}",
+            "gpus": context.get_accelerator_ids().get("GPU", []),
+            "seconds": seconds,
+            "stages": stages,
+        }
+
+
+def _result(
+    item: tuple[Request, "Future[storage.Fetched | Failure]"],
+) -> tuple[Request, storage.Fetched | Failure]:
+    request, future = item
+    return request, future.result()
+
+
+class Watchdog:
+    """Ends the process when one photograph takes too long: a decoder can't be interrupted, a process can.
+
+    The worker is started again by Ray, and the journal, told before, knows whose fault it was.
+    """
+
+    def __init__(self, timeout_s: float, report: Any) -> None:
+        self._timeout_s = timeout_s
+        self._report = report
+        self._current: tuple[str, float] | None = None
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @contextmanager
+    def watching(self, image_id: str) -> Iterator[None]:
+        """Time spent inside counts for this photograph."""
+        self._current = (image_id, time.monotonic() + self._timeout_s)
+        try:
+            yield
+        finally:
+            self._current = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, self._timeout_s / 4))
+            current = self._current
+            if current and time.monotonic() > current[1]:
+                try:
+                    self._report(current[0])
+                finally:
+                    os._exit(EXIT_OVER_TIME)
+
+
+def _use_one_thread() -> None:
+    """The pool has a worker for every core: threads inside a worker would only fight each other."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[variable] = "1"
+
+
+def _on_this_machine(plan: Plan) -> Plan:
+    """The plan with the CPU as its device where the GPU that Ray assigned isn't really there."""
+    if plan.device == "cuda":
+        import torch
+
+        torch.set_num_threads(1)
+        if not torch.cuda.is_available():
+            logger.warning("no CUDA device on this node; scoring on its CPU")
+            return replace(plan, device="cpu")
+    return plan

@@ -1,0 +1,94 @@
+"""Scores without Ray: the same rows, from paths, bytes or arrays, in this process."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from qualitygate.errors import ConfigurationError, Failure, ImageError
+from qualitygate.images.decode import DecodePolicy, photograph_of
+from qualitygate.metrics import default_names
+from qualitygate.metrics.rows import MAX_BYTES, Plan, Request, Row, RowScorer, to_table
+from qualitygate.tables import scores, storage
+
+
+def score(
+    images: Any,
+    metrics: Sequence[str] | str | None = None,
+    *,
+    backend: Literal["native", "pyiqa"] = "native",
+    longest_side: int | None = None,
+    max_pixels: int = 100_000_000,
+    max_bytes: int = MAX_BYTES,
+) -> pa.Table:
+    """One row for each image, in order, with the columns and the numbers of the score table.
+
+    images: paths or URIs (`str`, `Path`), encoded files (`bytes`), or pixels (numpy arrays: (H, W) grey,
+        (H, W, 3) RGB or (H, W, 4) RGBA, uint8; or PIL images), mixed as you like; or a single one of these.
+    metrics: names, or several in one string with commas; default: all whose parameters are present.
+    longest_side: scoring resolution in pixels; default: each image's own.
+
+    `image_id` is the path as given, or the position for images without one. An image that can't be read or
+    scored gets a row that says why, as in the job. Raises ConfigurationError for unknown metrics and for things
+    that are no images.
+    """
+    names = tuple(metrics.split(",")) if isinstance(metrics, str) else metrics
+    policy = DecodePolicy(max_pixels=max_pixels, longest_side=longest_side)
+    plan = Plan(
+        metrics=tuple(names if names is not None else default_names(backend)[0]),
+        backend=backend,
+        policy=policy,
+        max_bytes=max_bytes,
+    )
+    for metric in plan.selected():
+        if reason := metric.unavailable():
+            raise ConfigurationError(f"{metric.name} can't be computed: {reason}")
+    scorer = RowScorer(plan, run_id="in-process")
+    rows = [_row(scorer, policy, position, image) for position, image in enumerate(_several(images))]
+    return to_table(rows, scores.schema(metric.name for metric in plan.selected()))
+
+
+def _several(images: Any) -> Iterable[Any]:
+    single = isinstance(images, str | Path | bytes) or hasattr(images, "getexif")
+    if isinstance(images, np.ndarray) and images.dtype != object:
+        single = images.ndim <= 3 and not (images.ndim == 3 and images.shape[2] not in (3, 4))
+    if not single and not hasattr(images, "__iter__"):
+        raise ConfigurationError(f"images: {type(images).__name__} is no image and no sequence of images")
+    return [images] if single else images
+
+
+def _row(scorer: RowScorer, policy: DecodePolicy, position: int, image: Any) -> Row:
+    if isinstance(image, str | Path):
+        uri = os.fspath(image)
+        request = Request(image_id=os.fsencode(uri).decode("utf-8", "backslashreplace"), uri=storage.uri_of_path(uri))
+        return scorer.row(request, scorer.fetch(request))
+    request = Request(image_id=str(position), uri=None)
+    if isinstance(image, bytes):
+        return scorer.row(request, storage.Fetched(data=image, etag=None))
+    try:
+        photograph = photograph_of(_pixels(image, position), policy)
+    except ImageError as error:
+        failure: Failure = error.failure
+        return scorer.failed_row(request, failure)
+    return scorer.photograph_row(request.image_id, photograph)
+
+
+def _pixels(image: Any, position: int) -> npt.NDArray[np.uint8]:
+    if hasattr(image, "getexif"):
+        transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+        image = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    if not isinstance(image, np.ndarray):
+        raise ConfigurationError(
+            f"image {position} is a {type(image).__name__}; give paths, bytes, uint8 arrays or PIL images"
+        )
+    shape_fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))
+    if image.dtype != np.uint8 or not shape_fits:
+        raise ConfigurationError(
+            f"image {position} is {image.dtype} of shape {image.shape}; give uint8 of shape (H, W), (H, W, 3) or "
+            "(H, W, 4), grey levels 0-255"
+        )
+    return image

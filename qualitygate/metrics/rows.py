@@ -1,0 +1,280 @@
+"""From an image to its row: fetch, decode once, score with every metric, and say what went wrong where.
+
+The same code makes the rows of the distributed job and of the call in process, so their numbers are equal.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import isfinite
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from qualitygate.errors import RETRIED_CODES, ErrorCode, Failure, ImageError
+from qualitygate.images.decode import Box, Decoded, DecodePolicy, decode
+from qualitygate.images.photograph import Photograph
+from qualitygate.metrics import select
+from qualitygate.metrics.metric import Device, Metric, Score, Scorer
+from qualitygate.tables import scores, storage
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+MAX_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that decides a score, and what one image may cost. Travels to the workers."""
+
+    metrics: tuple[str, ...]
+    backend: Literal["native", "pyiqa"] = "native"
+    device: Device = "cpu"
+    policy: DecodePolicy = field(default_factory=DecodePolicy)
+    region: Literal["whole", "box"] = "whole"
+    max_bytes: int = MAX_BYTES
+
+    def selected(self) -> list[Metric]:
+        """The metrics themselves, in order."""
+        return select(self.metrics, backend=self.backend)
+
+    def definitions(self) -> dict[str, dict[str, Any]]:
+        """By metric, everything that a score depends on besides the bytes: what its fingerprint stands for."""
+        return {metric.name: _definition(metric, self) for metric in self.selected()}
+
+    def fingerprints(self) -> dict[str, str]:
+        """By metric, the 16 hexadecimal digits that scores of one definition share."""
+        return {name: fingerprint(definition) for name, definition in self.definitions().items()}
+
+
+def _definition(metric: Metric, plan: Plan) -> dict[str, Any]:
+    return {
+        "metric": metric.name,
+        "version": metric.version,
+        "backend": metric.backend,
+        "implementation": metric.implementation,
+        "parameters_sha256": metric.parameters_sha256(),
+        "precision": metric.precision,
+        "decode": plan.policy.describe(),
+        "region": plan.region,
+    }
+
+
+def fingerprint(definition: Mapping[str, Any]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the definition's canonical JSON."""
+    canonical = json.dumps(definition, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One image to score: where it is, which part of it, and the row that it already has, if any."""
+
+    image_id: str
+    uri: str | None
+    box: list[int] | None = None
+    etag: str | None = None
+    previous: Row | None = None
+
+
+class RowScorer:
+    """Scorers of one plan, loaded once, and the rows that they make.
+
+    `seconds` adds up the time spent by stage (`fetch`, `decode`, each metric) since the last `take_seconds`.
+    """
+
+    def __init__(self, plan: Plan, *, run_id: str) -> None:
+        self._plan = plan
+        self._run_id = run_id
+        self._metrics = plan.selected()
+        self._scorers: dict[str, Scorer] = {metric.name: metric.load(plan.device) for metric in self._metrics}
+        self._fingerprints = plan.fingerprints()
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds by stage since the last call."""
+        taken, self._seconds = dict(self._seconds), defaultdict(float)
+        return taken
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - start
+
+    def fetch(self, request: Request) -> storage.Fetched | Failure:
+        """The image's bytes or why there are none; safe to call from other threads."""
+        start = time.perf_counter()
+        try:
+            return storage.fetch(request.uri, max_bytes=self._plan.max_bytes)
+        except ImageError as error:
+            return error.failure
+        except MemoryError:
+            return Failure(ErrorCode.OUT_OF_MEMORY, "no memory for the file's bytes")
+        finally:
+            self._seconds["fetch"] += time.perf_counter() - start
+
+    def row(self, request: Request, fetched: storage.Fetched | Failure) -> Row:
+        """The image's row. Never raises for an image."""
+        if isinstance(fetched, Failure):
+            return self.failed_row(request, fetched)
+        digest = hashlib.sha256(fetched.data).hexdigest()
+        row = self._blank(request) | {
+            "sha256": digest,
+            "bytes": len(fetched.data),
+            "etag": request.etag or fetched.etag,
+        }
+        wanted = self._keep_what_holds(row, request, digest)
+        if not wanted:
+            return _with_status(row, self._plan.metrics)
+        try:
+            with self._timed("decode"):
+                decoded = _guarded_decode(fetched.data, self._plan.policy, request.box)
+        except ImageError as error:
+            row["width"], row["height"] = error.width, error.height
+            return self._fail(row, wanted, error.failure)
+        row |= _seen(decoded)
+        for metric in wanted:
+            self._store(row, metric, self._score(metric, decoded.photograph))
+        return _with_status(row, self._plan.metrics)
+
+    def photograph_row(self, image_id: str, photograph: Photograph) -> Row:
+        """The row of pixels that were never a file."""
+        row = self._blank(Request(image_id=image_id, uri=None))
+        row["width"], row["height"] = photograph.width, photograph.height
+        for metric in self._metrics:
+            self._store(row, metric, self._score(metric, photograph))
+        return _with_status(row, self._plan.metrics)
+
+    def failed_row(self, request: Request, failure: Failure) -> Row:
+        """The row of an image without pixels.
+
+        A failure that may pass doesn't take the place of scores: their row stays until the image can be read.
+        """
+        previous = request.previous
+        if previous and previous["status"] != "error" and failure.code in RETRIED_CODES:
+            logger.warning("%s: kept its scores, could not read it again: %s", request.image_id, failure.message)
+            return previous
+        return self._fail(self._blank(request), self._metrics, failure)
+
+    def _blank(self, request: Request) -> Row:
+        previous = request.previous
+        tried_before = previous["attempts"] if previous and previous["status"] == "error" else 0
+        row: Row = {
+            "image_id": request.image_id,
+            "uri": storage.without_secrets(request.uri) if request.uri else None,
+            "etag": request.etag,
+            "box": request.box,
+            "attempts": tried_before + 1,
+            "run_id": self._run_id,
+            "scored_at": datetime.now(UTC),
+        }
+        for metric in self._metrics:
+            row[scores.state_column(metric.name)] = scores.NOT_REQUESTED
+        return row
+
+    def _keep_what_holds(self, row: Row, request: Request, digest: str) -> list[Metric]:
+        """Copy from the previous row what is still true of the same bytes; returns the metrics left to score."""
+        previous = request.previous
+        if not previous or previous["sha256"] != digest or previous["box"] != request.box:
+            return self._metrics
+        for name in previous:
+            # Metrics of the table that this run doesn't ask for keep their scores.
+            if scores.state_column(name) in previous and name not in self._fingerprints:
+                for column in scores.metric_fields(name):
+                    row[column.name] = previous[column.name]
+        wanted = []
+        for metric in self._metrics:
+            state, known = scores.state_column(metric.name), scores.fingerprint_column(metric.name)
+            holds = previous.get(known) == self._fingerprints[metric.name]
+            if holds and previous.get(state) == scores.OK:
+                row |= {name: previous[name] for name in (metric.name, state, known)}
+            else:
+                wanted.append(metric)
+        row |= {name: previous[name] for name in ("width", "height", "make", "model", "captured_at")}
+        return wanted
+
+    def _score(self, metric: Metric, photograph: Photograph) -> Score:
+        try:
+            with self._timed(metric.name):
+                (score,) = self._scorers[metric.name]([photograph])
+        except MemoryError:
+            return Failure(ErrorCode.OUT_OF_MEMORY, f"{metric.name}: no memory for {_size(photograph)}")
+        except Exception as error:
+            # A scorer promises not to raise. If one does, that is our bug, but no reason to lose the run.
+            logger.exception("%s raised for a photograph of %s", metric.name, _size(photograph))
+            return Failure(ErrorCode.UNSUPPORTED, f"{metric.name} raised {type(error).__name__}: {error}"[:300])
+        if isinstance(score, float) and not isfinite(score):
+            return Failure(ErrorCode.NON_FINITE, f"{metric.name} gave {score}")
+        return score
+
+    def _store(self, row: Row, metric: Metric, score: Score) -> None:
+        row[scores.fingerprint_column(metric.name)] = self._fingerprints[metric.name]
+        if isinstance(score, Failure):
+            row[metric.name] = None
+            row[scores.state_column(metric.name)] = scores.failed(score.code)
+            row.setdefault("error_code", score.code.value)
+            row.setdefault("error_message", f"{metric.name}: {score.message}")
+        else:
+            row[metric.name] = float(score)
+            row[scores.state_column(metric.name)] = scores.OK
+
+    def _fail(self, row: Row, wanted: Sequence[Metric], failure: Failure) -> Row:
+        for metric in wanted:
+            row[metric.name] = None
+            row[scores.state_column(metric.name)] = scores.failed(failure.code)
+            row[scores.fingerprint_column(metric.name)] = self._fingerprints[metric.name]
+        row |= {"status": "error", "error_code": failure.code.value, "error_message": storage.redact(failure.message)}
+        return row
+
+
+def _guarded_decode(data: bytes, policy: DecodePolicy, box: Sequence[int] | None) -> Decoded:
+    if box is not None and len(box) != 4:
+        raise ImageError(ErrorCode.UNSUPPORTED, f"box {list(box)} isn't four integers x, y, w, h")
+    region: Box | None = (box[0], box[1], box[2], box[3]) if box is not None else None
+    try:
+        return decode(data, policy, region)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(ErrorCode.OUT_OF_MEMORY, "no memory to decode it") from error
+    except Exception as error:
+        # As for scorers: our bug, but the image gets its row.
+        logger.exception("decode raised for %d bytes", len(data))
+        raise ImageError(ErrorCode.UNDECODABLE, f"decoder raised {type(error).__name__}: {error}"[:300]) from error
+
+
+def _seen(decoded: Decoded) -> Row:
+    return {
+        "width": decoded.width,
+        "height": decoded.height,
+        "make": decoded.make,
+        "model": decoded.model,
+        "captured_at": decoded.captured_at.isoformat() if decoded.captured_at else None,
+    }
+
+
+def _with_status(row: Row, requested: Iterable[str]) -> Row:
+    """`ok` when every requested metric has a score, `partial` when some have, `error` when none has."""
+    states = [row[scores.state_column(name)] for name in requested]
+    done = sum(state == scores.OK for state in states)
+    row["status"] = "ok" if done == len(states) else "partial" if done else "error"
+    return row
+
+
+def _size(photograph: Photograph) -> str:
+    return f"{photograph.width}x{photograph.height}"
+
+
+def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of the schema; columns that a row lacks are null."""
+    return pa.Table.from_pylist(list(rows), schema=schema)

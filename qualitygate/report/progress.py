@@ -1,0 +1,147 @@
+"""How far a run is: a live line on a terminal, plain lines in a log."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class TerminalProgress:
+    """A bar with rows, rate, errors and the time left, redrawn in place."""
+
+    def __init__(self, unit: str = "rows", console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._unit = unit
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._counts = _Counts()
+
+    def start(self, *, total: int, done: int) -> None:
+        """Show the bar, with what earlier runs have done."""
+        self._counts = _Counts(total=total, done=done)
+        if done:
+            self.note(f"{done:,} of {total:,} {self._unit} are done already")
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task(self._unit, total=total, completed=done, rate="")
+        self._bar.start()
+
+    def advance(self, *, rows: int, errors: int = 0) -> None:
+        """Move the bar."""
+        self._counts.add(rows, errors)
+        if self._bar:
+            self._bar.update(self._task, advance=rows, rate=self._counts.rate_and_errors(self._unit))
+
+    def note(self, message: str) -> None:
+        """A line above the bar."""
+        self._console.print(message, highlight=False, markup=False)
+
+    def stop(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+class LogProgress:
+    """A line now and then, for logs that are read later."""
+
+    def __init__(self, unit: str = "rows", stream: TextIO | None = None) -> None:
+        self._unit = unit
+        self._stream = stream or sys.stderr
+        self._counts = _Counts()
+        self._last = time.monotonic()
+
+    def start(self, *, total: int, done: int) -> None:
+        """Say what there is to do."""
+        self._counts = _Counts(total=total, done=done)
+        self._last = time.monotonic()
+        self.note(f"{total:,} {self._unit}, {done:,} done already, {total - done:,} to do")
+
+    def advance(self, *, rows: int, errors: int = 0) -> None:
+        """Say how far it is, when the last line is some seconds old or all is done."""
+        self._counts.add(rows, errors)
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES or self._counts.finished:
+            self._last = now
+            self.note(
+                f"{self._counts.done + self._counts.new:,} of {self._counts.total:,} {self._unit}, "
+                f"{self._counts.rate_and_errors(self._unit)}, {self._counts.time_left()} left"
+            )
+
+    def note(self, message: str) -> None:
+        """One line."""
+        print(message, file=self._stream, flush=True)
+
+    def stop(self) -> None:
+        """Nothing to tidy up."""
+
+
+class _Counts:
+    def __init__(self, *, total: int = 0, done: int = 0) -> None:
+        self.total, self.done, self.new, self.errors = total, done, 0, 0
+        self._started = time.monotonic()
+
+    def add(self, rows: int, errors: int) -> None:
+        self.new += rows
+        self.errors += errors
+
+    @property
+    def finished(self) -> bool:
+        return self.done + self.new >= self.total
+
+    @property
+    def rate(self) -> float:
+        return self.new / max(time.monotonic() - self._started, 1e-9)
+
+    def rate_and_errors(self, unit: str) -> str:
+        return f"{self.rate:.1f} {unit}/s, {self.errors:,} errors"
+
+    def time_left(self) -> str:
+        seconds = round((self.total - self.done - self.new) / self.rate) if self.new else 0
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def for_stream(unit: str = "rows", stream: TextIO | None = None) -> TerminalProgress | LogProgress:
+    """The kind that suits where it is written: a terminal or anything else."""
+    stream = stream or sys.stderr
+    if stream.isatty():
+        return TerminalProgress(unit, Console(file=stream))
+    return LogProgress(unit, stream)
+
+
+def as_callback(bar: TerminalProgress | LogProgress) -> Callable[[int, int], None]:
+    """The bar as a function of (photographs done, photographs in all), as renderers report."""
+    last = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if last == 0:
+            bar.start(total=total, done=0)
+        bar.advance(rows=done - last)
+        last = done
+        if done >= total:
+            bar.stop()
+
+    return report

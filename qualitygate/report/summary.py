@@ -1,0 +1,123 @@
+"""What a person reads in the terminal: how a run ended, and what the metrics are."""
+
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from qualitygate.metrics import CATALOGUE, catalogue
+
+
+def _rendered(*parts: Any, width: int | None = None) -> str:
+    buffer = StringIO()
+    # Into a buffer rich can't ask the terminal for its width; a pipe gets a width that fits a wide table.
+    console = Console(file=buffer, width=width or _width(), highlight=False, markup=False, emoji=False)
+    for part in parts:
+        console.print(part)
+    return buffer.getvalue()
+
+
+def _width() -> int:
+    import shutil
+
+    return max(80, shutil.get_terminal_size((120, 24)).columns)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+
+
+def of_run(stats: Mapping[str, Any], output: str) -> str:
+    """The end of a scoring run: counts by status and code, each metric's range, where things are."""
+    manifest, scored = stats["manifest"], stats["scored"]
+    lines = [
+        f"scored {scored['rows']:,} of {manifest['rows']:,} images in {stats['seconds']:.1f} s"
+        + (f", {scored['rows_per_second']:.1f} images/s" if scored["rows"] else ": every row was there already"),
+        "status: " + (", ".join(f"{count:,} {status}" for status, count in manifest["by_status"].items()) or "none"),
+    ]
+    if manifest["by_code"]:
+        lines.append("codes:  " + ", ".join(f"{count:,} {code}" for code, count in manifest["by_code"].items()))
+    lines.append(f"table:  {output}/scores (Delta Lake; 'qualitygate export' writes Parquet or CSV)")
+    return _rendered(metric_ranges(stats["metrics"]), *lines)
+
+
+def of_demo(stats: Mapping[str, Any], correlations: Mapping[str, float]) -> str:
+    """The demo's table: each metric's range and its rank correlation with the true blur, counts by status."""
+    column = {"Spearman with true blur": {name: f"{value:+.3f}" for name, value in correlations.items()}}
+    status = ", ".join(f"{count:,} {status}" for status, count in stats["manifest"]["by_status"].items())
+    return _rendered(metric_ranges(stats["metrics"], column), f"status: {status}\n")
+
+
+def metric_ranges(metrics: Mapping[str, Any], extra: Mapping[str, Mapping[str, str]] | None = None) -> Table:
+    """A line for each metric: direction, median, range, how many have no score; further columns by title."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("metric")
+    table.add_column("better")
+    for title in ("median", "lowest", "highest", "scored", "without", *(extra or {})):
+        table.add_column(title, justify="right")
+    for name, found in metrics.items():
+        done = found["states"].get("ok", 0)
+        direction = CATALOGUE[name].direction if name in CATALOGUE else "?"
+        table.add_row(
+            name,
+            direction,
+            _number(found["median"]),
+            _number(found["min"]),
+            _number(found["max"]),
+            f"{done:,}",
+            f"{sum(found['states'].values()) - done:,}",
+            *(column.get(name, "-") for column in (extra or {}).values()),
+        )
+    return table
+
+
+def describe_metrics(backend: Literal["native", "pyiqa"]) -> list[dict[str, Any]]:
+    """What is known of each metric, ready for JSON."""
+    described = []
+    for metric in catalogue(backend).values():
+        reason = metric.unavailable()
+        described.append(
+            {
+                "name": metric.name,
+                "version": metric.version,
+                "direction": metric.direction,
+                "range": list(metric.range),
+                "unit": metric.unit,
+                "reference": metric.reference,
+                "device": metric.device,
+                "code_license": metric.code_license,
+                "weights_license": metric.weights_license,
+                "parameters_present": reason is None,
+                "unavailable": reason,
+                "parameters_sha256": None if reason else metric.parameters_sha256(),
+                "backend": metric.backend,
+                "implementation": metric.implementation,
+                "precision": metric.precision,
+            }
+        )
+    return described
+
+
+def metrics_table(described: Sequence[Mapping[str, Any]]) -> str:
+    """The same for people."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("metric", "v", "better", "range", "unit", "device", "code", "parameters", "present", "reference"):
+        table.add_column(title, overflow="fold")
+    for metric in described:
+        low, high = metric["range"]
+        table.add_row(
+            metric["name"],
+            str(metric["version"]),
+            metric["direction"],
+            f"{'-inf' if low is None else format(low, 'g')}..{'inf' if high is None else format(high, 'g')}",
+            metric["unit"],
+            metric["device"],
+            metric["code_license"],
+            metric["weights_license"] or "none needed",
+            "yes" if metric["parameters_present"] else f"no: {metric['unavailable']}",
+            metric["reference"],
+        )
+    return _rendered(table, width=max(_width(), 150))

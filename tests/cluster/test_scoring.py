@@ -1,0 +1,237 @@
+"""The scoring job on a real Ray: rows in are rows out, whatever the images and the workers do."""
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.cloudpickle
+from conftest import Silent, write_photographs
+
+import malformed
+import qualitygate
+from qualitygate.cluster import scoring, session, workers
+from qualitygate.config import ScoreConfig
+from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, ErrorCode, Failure
+from qualitygate.metrics.rows import Plan, Request, Row
+from qualitygate.tables import scores, storage
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
+
+FOCUS = ("lapv", "lapm", "wavs")
+
+
+def _run(source: Path | str, output: Path, silent: Silent, worker: type | None = None, **options: Any) -> dict[str, Any]:
+    config = ScoreConfig(input=str(source), output=str(output), **options)
+    return scoring.run(config, silent, worker=worker).stats
+
+
+def _rows(output: Path) -> dict[str, dict[str, Any]]:
+    found = scores.dataset(scores.existing_table(str(output)))
+    rows = (found if isinstance(found, pa.Table) else found.to_table()).to_pylist()
+    assert len({row["image_id"] for row in rows}) == len(rows)
+    return {row["image_id"]: row for row in rows}
+
+
+def _values(rows: dict[str, dict[str, Any]], metrics: tuple[str, ...]) -> dict[str, list[Any]]:
+    return {key: [row[metric] for metric in metrics] for key, row in rows.items()}
+
+
+def test_every_odd_file_gets_its_row_and_the_same_as_in_process(tmp_path: Path, silent: Silent) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    photograph = __import__("skimage.data", fromlist=["data"]).astronaut()
+    expected = malformed.write(folder, photograph)
+    with pytest.raises(ErrorBudgetExceeded, match="have no score"):
+        _run(folder, tmp_path / "out", silent)
+    rows = _rows(tmp_path / "out")
+    assert sorted(rows) == sorted(expected)
+    assert silent.rows == len(expected)
+    metrics = scores.metrics_of(scores.existing_table(str(tmp_path / "out")))
+    assert set(metrics) == {"lapv", "lapm", "wavs", "brisque", "niqe"}
+    for name, outcome in expected.items():
+        row = rows[name]
+        if outcome == "ok":
+            assert row["status"] in ("ok", "partial"), (name, row["error_code"], row["error_message"])
+            assert row["width"] > 0
+        else:
+            assert (row["status"], row["error_code"]) == ("error", outcome), name
+        for metric in metrics:
+            assert row[f"{metric}_state"] == "ok" or row[metric] is None
+            assert row[metric] is None or math.isfinite(row[metric])
+    stats = json.loads((tmp_path / "out" / "_stats.json").read_text())
+    assert stats["state"] == "error_budget_exceeded"
+    assert sum(stats["manifest"]["by_status"].values()) == len(expected)
+    in_process = qualitygate.score([str(folder / name) for name in sorted(expected)], metrics)
+    for row in in_process.to_pylist():
+        other = rows[row["image_id"].removeprefix(f"{folder}/")]
+        same = ("status", "error_code", "sha256", "width", "height", *metrics, *(f"{m}_fingerprint" for m in metrics))
+        assert {key: row[key] for key in same} == {key: other[key] for key in same}, row["image_id"]
+
+
+def test_scores_do_not_depend_on_batches_workers_or_neighbours(tmp_path: Path, silent: Silent) -> None:
+    names = write_photographs(tmp_path / "in", 12)
+    _run(tmp_path / "in", tmp_path / "a", silent, batch_size=1, workers=1)
+    _run(tmp_path / "in", tmp_path / "b", silent, batch_size=12, workers=2, commit_rows=5)
+    metrics = ("lapv", "lapm", "wavs", "brisque", "niqe")
+    first, second = _values(_rows(tmp_path / "a"), metrics), _values(_rows(tmp_path / "b"), metrics)
+    assert sorted(first) == names
+    assert first == second
+
+
+def test_a_second_run_scores_nothing_and_new_images_only(tmp_path: Path, silent: Silent) -> None:
+    write_photographs(tmp_path / "in", 6)
+    _run(tmp_path / "in", tmp_path / "out", silent, metrics=FOCUS, limit=4)
+    before = _rows(tmp_path / "out")
+    assert len(before) == 4
+    stats = _run(tmp_path / "in", tmp_path / "out", silent, metrics=FOCUS)
+    assert stats["scored"]["rows"] == 2
+    stats = _run(tmp_path / "in", tmp_path / "out", silent, metrics=FOCUS)
+    assert stats["scored"]["rows"] == 0
+    after = _rows(tmp_path / "out")
+    assert {key: after[key] for key in before} == before
+
+
+def test_identical_bytes_keep_their_scores_and_changed_ones_do_not(tmp_path: Path, silent: Silent) -> None:
+    names = write_photographs(tmp_path / "in", 3)
+    _run(tmp_path / "in", tmp_path / "out", silent, metrics=FOCUS)
+    before = _rows(tmp_path / "out")
+    os.utime(tmp_path / "in" / names[0], ns=(1, 1))
+    shutil.copyfile(tmp_path / "in" / names[2], tmp_path / "in" / names[1])
+    stats = _run(tmp_path / "in", tmp_path / "out", silent, metrics=FOCUS)
+    after = _rows(tmp_path / "out")
+    assert stats["scored"]["rows"] == 2
+    # Only the photograph with other bytes was decoded again: the touched one's etag alone is new.
+    assert after[names[0]]["etag"] != before[names[0]]["etag"]
+    assert after[names[0]]["lapv"] == before[names[0]]["lapv"]
+    assert after[names[1]]["lapv"] == before[names[2]]["lapv"]
+
+
+def test_backfill_adds_a_metric_and_keeps_the_others(tmp_path: Path, silent: Silent) -> None:
+    write_photographs(tmp_path / "in", 4)
+    (tmp_path / "in" / "text.jpg").write_text("no image")
+    _run(tmp_path / "in", tmp_path / "out", silent, metrics=("lapv",), max_error_rate=1)
+    before = _rows(tmp_path / "out")
+    with pytest.raises(ConfigurationError, match=r"have no niqe.*--backfill"):
+        _run(tmp_path / "in", tmp_path / "out", silent, metrics=("niqe",), max_error_rate=1)
+    assert _rows(tmp_path / "out") == before
+    stats = _run(tmp_path / "in", tmp_path / "out", silent, metrics=("niqe",), backfill=True, max_error_rate=1)
+    assert "lapv" not in stats["seconds_by_stage"]
+    after = _rows(tmp_path / "out")
+    assert _values(after, ("lapv",)) == _values(before, ("lapv",))
+    assert after["p0000.jpg"]["niqe_state"] == "ok"
+    assert after["p0000.jpg"]["lapv_state"] == "ok"
+    assert after["text.jpg"]["niqe_state"] == "failed:undecodable"
+    again = _run(tmp_path / "in", tmp_path / "out", silent, metrics=("niqe",), backfill=True, max_error_rate=1)
+    assert again["scored"]["rows"] == 0
+
+
+def test_another_resolution_is_another_fingerprint(tmp_path: Path, silent: Silent) -> None:
+    write_photographs(tmp_path / "in", 3)
+    _run(tmp_path / "in", tmp_path / "out", silent, metrics=("lapv",))
+    before = _rows(tmp_path / "out")
+    with pytest.raises(ConfigurationError, match=r"native.*longest_side|--backfill"):
+        _run(tmp_path / "in", tmp_path / "out", silent, metrics=("lapv",), longest_side=80)
+    assert _rows(tmp_path / "out") == before
+    _run(tmp_path / "in", tmp_path / "out", silent, metrics=("lapv",), longest_side=80, backfill=True)
+    after = _rows(tmp_path / "out")
+    assert all(after[key]["lapv_fingerprint"] != before[key]["lapv_fingerprint"] for key in before)
+    definitions = scores.read_fingerprints(str(tmp_path / "out"))
+    assert {row["lapv_fingerprint"] for row in after.values()} <= set(definitions)
+
+
+def test_a_manifest_with_boxes_scores_the_regions(tmp_path: Path, silent: Silent) -> None:
+    (name, *_) = write_photographs(tmp_path / "in", 1, side=200)
+    ids = ["whole", "left", "outside", "nonsense", "gone", "nothing", "web"]
+    uris = [f"in/{name}"] * 4 + ["in/absent.jpg", None, "https://example.org/x.jpg?token=SECRET"]
+    boxes = [None, [0, 0, 100, 100], [150, 150, 100, 100], [1, 2], None, None, None]
+    pq.write_table(pa.table({"image_id": ids, "uri": uris, "box": boxes}), tmp_path / "m.parquet")
+    _run(tmp_path / "m.parquet", tmp_path / "out", silent, metrics=FOCUS, max_error_rate=1)
+    rows = _rows(tmp_path / "out")
+    assert {key: row["error_code"] for key, row in rows.items()} == {
+        "whole": None,
+        "left": None,
+        "outside": "unsupported",
+        "nonsense": "unsupported",
+        "gone": "missing",
+        "nothing": "missing",
+        "web": "denied",
+    }
+    assert rows["left"]["box"] == [0, 0, 100, 100]
+    assert (rows["left"]["width"], rows["left"]["height"]) == (200, 200)
+    whole = qualitygate.score(str(tmp_path / "in" / name), FOCUS).to_pylist()[0]
+    assert rows["whole"]["lapv"] == whole["lapv"] != rows["left"]["lapv"]
+    # Regions are another definition than whole photographs.
+    assert rows["whole"]["lapv_fingerprint"] != whole["lapv_fingerprint"]
+    assert "SECRET" not in json.dumps(rows["web"], default=str)
+    assert _run(tmp_path / "m.parquet", tmp_path / "out", silent, metrics=FOCUS, max_error_rate=1)["scored"]["rows"] == 0
+
+
+class KillerAware(workers.ScoringWorker):
+    """Dies, or sleeps, over photographs whose name says so, as a broken decoder would."""
+
+    def __init__(self, plan: Plan, settings: workers.WorkerSettings, schema: pa.Schema, journal: Any) -> None:
+        super().__init__(plan, settings, schema, journal)
+        score = self._scorer.row
+
+        def row(request: Request, fetched: storage.Fetched | Failure) -> Row:
+            if "killer" in request.image_id:
+                os._exit(139)
+            if "sleeper" in request.image_id:
+                time.sleep(60)
+            return score(request, fetched)
+
+        self._scorer.row = row  # type: ignore[method-assign]
+
+
+def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(tmp_path: Path, silent: Silent) -> None:
+    import sys
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    names = write_photographs(tmp_path / "in", 10)
+    (tmp_path / "in" / names[3]).rename(tmp_path / "in" / "killer.jpg")
+    (tmp_path / "in" / names[4]).rename(tmp_path / "in" / "sleeper.jpg")
+    stats = _run(
+        tmp_path / "in", tmp_path / "out", silent, KillerAware, metrics=FOCUS, image_timeout_s=4, max_error_rate=0.5
+    )
+    rows = _rows(tmp_path / "out")
+    assert len(rows) == 10
+    failed = {key: row["error_code"] for key, row in rows.items() if row["status"] != "ok"}
+    assert failed == {"killer.jpg": "worker_crash", "sleeper.jpg": "worker_crash"}
+    assert "image_timeout_s" in rows["sleeper.jpg"]["error_message"]
+    assert stats["manifest"]["by_code"] == {ErrorCode.WORKER_CRASH: 2}
+    # Tried once more by the next run, then quarantined until asked for. They are well behaved by then.
+    undisturbed = _run(tmp_path / "in", tmp_path / "out", silent, metrics=FOCUS)
+    assert undisturbed["scored"]["rows"] == 2
+    assert undisturbed["manifest"]["by_status"] == {"ok": 10}
+
+
+def test_workers_are_placed_on_the_gpus_that_ray_has(tmp_path: Path, silent: Silent) -> None:
+    write_photographs(tmp_path / "in", 16)
+    stats = _run(
+        tmp_path / "in", tmp_path / "out", silent, metrics=FOCUS, device="cuda", gpus_per_worker=0.5, batch_size=1
+    )
+    assert stats["pool"]["gpus_per_worker"] == 0.5
+    assert stats["workers"]
+    assert all(gpus for gpus in stats["workers"].values())
+    with pytest.raises(ConfigurationError, match="--device cpu"):
+        _run(tmp_path / "in", tmp_path / "other", silent, metrics=FOCUS, device="cuda", gpus_per_worker=3)
+
+
+def test_a_pool_always_leaves_a_cpu_for_the_tasks_that_feed_it() -> None:
+    plan = Plan(metrics=FOCUS)
+    config = ScoreConfig(input="i", output="o")
+    for cpus in (2, 3, 8, 64):
+        pool = scoring.plan_pool(config, plan, session.Cluster(cpus=cpus, gpus=0, local=True), rows=10_000)
+        assert pool.workers == cpus
+        assert pool.workers * pool.cpus_per_worker <= cpus - 1
+    small = scoring.plan_pool(config, plan, session.Cluster(cpus=8, gpus=0, local=True), rows=3)
+    assert (small.workers, small.batch_size) == (3, 1)
+    with pytest.raises(ConfigurationError, match="needs 2 at least"):
+        scoring.plan_pool(config, plan, session.Cluster(cpus=1, gpus=0, local=False), rows=3)
