@@ -57,26 +57,38 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def score(
-    input: Annotated[str | None, typer.Option(help="Folder, prefix, glob, image or manifest (Parquet, CSV, JSONL).")] = None,
+    input: Annotated[
+        str | None, typer.Option(help="Folder, prefix, glob, image or manifest (Parquet, CSV, JSONL).")
+    ] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the results; the table lies in its scores/.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Metrics by name, with commas; default: all that can be computed.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Metrics by name, with commas; default: all that can be computed.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="native, or pyiqa for comparison.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the input's first N images.")] = None,
     longest_side: Annotated[int | None, typer.Option(help="Score at this resolution; default: native.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Larger photographs are too_large (default 100 million).")] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Larger photographs are too_large (default 100 million).")
+    ] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Larger files are too_large (default 512 MiB).")] = None,
     image_timeout_s: Annotated[float | None, typer.Option(help="Seconds for one photograph (default 300).")] = None,
-    commit_rows: Annotated[int | None, typer.Option(help="Rows after which results are committed (default 1000).")] = None,
+    commit_rows: Annotated[
+        int | None, typer.Option(help="Rows after which results are committed (default 1000).")
+    ] = None,
     commit_seconds: Annotated[float | None, typer.Option(help="Seconds after which they are (default 60).")] = None,
-    max_error_rate: Annotated[float | None, typer.Option(help="Share of images without a score that fails the run (default .1).")] = None,
+    max_error_rate: Annotated[
+        float | None, typer.Option(help="Share of images without a score that fails the run (default .1).")
+    ] = None,
     backfill: Annotated[bool | None, typer.Option("--backfill", help="Add metrics to rows that lack them.")] = None,
     retry: Annotated[list[str] | None, typer.Option(help="Failures to try again, by code; may be repeated.")] = None,
     workers: Annotated[int | None, typer.Option(help="Scoring workers; default: one a core.")] = None,
@@ -149,7 +161,13 @@ def dataset_render(
 
     bar = progress_bars.for_stream("photographs")
     manifest = printed_codes.write(
-        name, output, size=size, count=count, seed=seed, workers=workers, progress=progress_bars.as_callback(bar)
+        name,
+        output,
+        size=size,
+        count=count,
+        seed=seed,
+        workers=workers,
+        progress=progress_bars.as_callback(bar),
     )
     sys.stdout.write(f"{manifest}\n")
 

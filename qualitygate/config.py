@@ -15,7 +15,9 @@ class ScoreConfig(BaseModel):
 
     input: str = Field(description="folder, prefix, glob, image or manifest (Parquet, CSV, JSONL)")
     output: str = Field(description="folder or prefix of the results; the table lies in its scores/")
-    metrics: tuple[str, ...] | None = Field(None, description="metrics by name; default: all whose parameters are present")
+    metrics: tuple[str, ...] | None = Field(
+        None, description="metrics by name; default: all whose parameters are present"
+    )
     backend: Literal["native", "pyiqa"] = Field("native", description="whose implementation computes the scores")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the pool of scoring workers runs")
     limit: int | None = Field(None, ge=1, description="only the input's first N images")

@@ -31,9 +31,7 @@ def run(output: Path, *, count: int, size: int, write: Callable[[str], Any]) -> 
         progress=progress.as_callback(progress.for_stream("photographs")),
     )
     write(f"2. Scoring them into {results}\n")
-    run_summary = scoring.run(
-        ScoreConfig(input=str(manifest), output=str(results)), progress.for_stream("photographs")
-    )
+    run_summary = scoring.run(ScoreConfig(input=str(manifest), output=str(results)), progress.for_stream("photographs"))
     table = scored_with_truth(results, manifest)
     stats = run_summary.stats
     write("3. What the scores say\n\n")
@@ -94,5 +92,6 @@ def draw_extremes(table: pa.Table, metrics: list[str], folder: Path) -> bytes:
 def _tile(row: Mapping[str, Any], metric: str) -> contact_sheet.Tile:
     fetched = storage.fetch(row["uri"], max_bytes=os.path.getsize(row["uri"]))
     return contact_sheet.Tile(
-        pixels=decode(fetched.data).photograph.rgb, caption=f"{row[metric]:.4g}   blur {row['true_blur']:.1f} px"
+        pixels=decode(fetched.data).photograph.rgb,
+        caption=f"{row[metric]:.4g}   blur {row['true_blur']:.1f} px",
     )

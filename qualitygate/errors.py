@@ -33,9 +33,7 @@ class ErrorCode(StrEnum):
 
 # Worth trying again on the next run without being asked: the same bytes may well succeed.
 # The others are properties of the content or of the manifest; `score --retry CODE` selects them.
-RETRIED_CODES = frozenset(
-    {ErrorCode.TIMEOUT, ErrorCode.TRANSIENT, ErrorCode.OUT_OF_MEMORY, ErrorCode.WORKER_CRASH}
-)
+RETRIED_CODES = frozenset({ErrorCode.TIMEOUT, ErrorCode.TRANSIENT, ErrorCode.OUT_OF_MEMORY, ErrorCode.WORKER_CRASH})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +84,14 @@ class ImageError(QualityGateError):
     width, height: of the image as stored, where its header could be read before things went wrong.
     """
 
-    def __init__(
-        self, code: ErrorCode, message: str, *, width: int | None = None, height: int | None = None
-    ) -> None:
+    def __init__(self, code: ErrorCode, message: str, *, width: int | None = None, height: int | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.failure = Failure(code, message)
         self.width = width
         self.height = height
 
     def __reduce__(self) -> tuple[object, ...]:
-        # An exception is pickled as its class and `args`, which here hold the joined text, not the parameters:
-        # without this an ImageError couldn't leave the process it was raised in.
+        # An exception is pickled as its class and `args`, which here hold the joined text, not the
+        # parameters: without this an ImageError couldn't leave the process it was raised in.
         state = {"width": self.width, "height": self.height}
         return (type(self), (self.failure.code, self.failure.message), state)

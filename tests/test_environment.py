@@ -48,9 +48,7 @@ def needed_libraries(path: Path) -> list[str]:
     if not dynamic:
         raise ValueError(f"{path} has no dynamic section")
     (strings,) = (value for tag, value in dynamic if tag == 5)
-    (start,) = (
-        strings - address + offset for address, offset, size in loaded if address <= strings < address + size
-    )
+    (start,) = (strings - address + offset for address, offset, size in loaded if address <= strings < address + size)
     names = [start + value for tag, value in dynamic if tag == 1]
     return [data[name : data.index(b"\0", name)].decode() for name in names]
 
@@ -81,9 +79,7 @@ def test_no_library_of_cv2_needs_libgl() -> None:
 
     # Proof that the reading works: the extension module itself needs the C library.
     assert any("libc.so.6" in needed[path.name] for path in extensions), needed
-    offenders = {
-        name: names for name, names in needed.items() if re.search(r"libGL\b|libGLX|libX11|libQt", str(names))
-    }
+    offenders = {name: names for name, names in needed.items() if re.search(r"libGL\b|libGLX|libX11|libQt", str(names))}
     assert not offenders
 
 
@@ -143,10 +139,7 @@ def test_every_import_is_declared() -> None:
                 continue
             for name in {name.split(".")[0] for name in names}:
                 distributions = {canonicalize_name(provider) for provider in providers.get(name, [name])}
-                if (
-                    name not in {*sys.stdlib_module_names, "qualitygate", "jobs"}
-                    and not distributions & declared
-                ):
+                if name not in {*sys.stdlib_module_names, "qualitygate", "jobs"} and not distributions & declared:
                     undeclared[f"{path.relative_to(ROOT)}:{node.lineno}"] = name
     assert not undeclared
 

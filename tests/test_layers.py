@@ -45,9 +45,7 @@ def test_only_the_cluster_layer_and_the_jobs_import_ray() -> None:
     }
     assert "qualitygate/__init__.py" in sources
     offenders = [
-        name
-        for name, source in sources.items()
-        if imports_ray(source) and not name.startswith(MAY_IMPORT_RAY)
+        name for name, source in sources.items() if imports_ray(source) and not name.startswith(MAY_IMPORT_RAY)
     ]
     assert not offenders
 

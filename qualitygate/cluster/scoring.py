@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +31,17 @@ from qualitygate.tables import scores, storage
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH = 32
-_VERSIONS = ("ray", "numpy", "scipy", "numba", "opencv-python-headless", "pillow", "pi-heif", "deltalake", "pyarrow")
+_VERSIONS = (
+    "ray",
+    "numpy",
+    "scipy",
+    "numba",
+    "opencv-python-headless",
+    "pillow",
+    "pi-heif",
+    "deltalake",
+    "pyarrow",
+)
 
 
 class Progress(Protocol):
@@ -84,7 +94,7 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         plan = _plan(config, progress)
         manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit)
         if manifest.has_box:
-            plan = Plan(**{**_fields(plan), "region": "box"})
+            plan = replace(plan, region="box")
         scores.table_uri(output)  # refuses paths that the table can't live in
         storage.check_writable(output, "--output")
         scores.check_compatible(output, plan.fingerprints(), backfill=config.backfill)
@@ -96,9 +106,7 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
         recorder = _Recorder(config, writer, progress)
         spool = Path(scratch) / "pending"
-        rows = scores.write_pending(
-            manifest, writer.table, plan.fingerprints(), retry=config.retry, folder=spool
-        )
+        rows = scores.write_pending(manifest, writer.table, plan.fingerprints(), retry=config.retry, folder=spool)
         progress.start(total=manifest.rows, done=manifest.rows - rows)
         try:
             if rows:
@@ -126,16 +134,13 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
     return Summary(run_id=run_id, output=output, stats=stats)
 
 
-def _fields(plan: Plan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in plan.__dataclass_fields__}
-
-
 def _plan(config: ScoreConfig, progress: Progress) -> Plan:
-    names = config.metrics
-    if names is None:
+    if config.metrics is None:
         names, skipped = default_names(config.backend)
-        for name, reason in skipped.items():
-            progress.note(f"{name} is skipped: {reason}")
+        for name, why in skipped.items():
+            progress.note(f"{name} is skipped: {why}")
+    else:
+        names = list(config.metrics)
     metrics = select(names, backend=config.backend)
     for metric in metrics:
         if reason := metric.unavailable():
@@ -242,7 +247,7 @@ def _stream(
 ) -> None:
     with session.connect(config.ray_address) as cluster:
         if config.device == "auto" and cluster.gpus and any(m.device == "gpu" for m in plan.selected()):
-            plan = Plan(**{**_fields(plan), "device": "cuda"})
+            plan = replace(plan, device="cuda")
         recorder.pool = plan_pool(config, plan, cluster, rows)
         pending = _reachable(spool, config, writer.epoch, cluster)
         try:
@@ -358,7 +363,11 @@ def _write_stats(
 
 
 def _versions() -> dict[str, str]:
-    versions = {"qualitygate": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    versions = {
+        "qualitygate": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
     for package in _VERSIONS:
         try:
             versions[package] = metadata.version(package)

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +41,7 @@ def connect(address: str = "auto") -> Iterator[Cluster]:
         return
     local = address == "local" or (address == "auto" and not os.environ.get("RAY_ADDRESS"))
     try:
-        with _without_native_stderr():
+        with _without_native_stderr(), _own_signals():
             if local:
                 ray.init(
                     address="local",
@@ -86,6 +88,19 @@ def _without_native_stderr() -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray's start takes SIGTERM over, to end the process at once; ours commits first, so it is put back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler if handler is not None else signal.SIG_DFL)
 
 
 def _describe(*, local: bool) -> Cluster:

@@ -115,7 +115,8 @@ class ScoringWorker:
             begun, over_time = ray.get(self._journal.begin_image.remote(request.image_id))
             if over_time:
                 failure = Failure(
-                    ErrorCode.WORKER_CRASH, f"took longer than image_timeout_s={self._timeout_s:g} and was stopped"
+                    ErrorCode.WORKER_CRASH,
+                    f"took longer than image_timeout_s={self._timeout_s:g} and was stopped",
                 )
                 row = self._scorer.failed_row(request, failure)
             elif begun >= _STARTS_THAT_CONVICT:

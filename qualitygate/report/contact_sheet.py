@@ -77,9 +77,7 @@ def _thumbnail(pixels: npt.NDArray[np.uint8]) -> "Image.Image":
     return middle.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
 
 
-def extremes(
-    scores: Mapping[str, float | None], *, higher_is_better: bool, count: int
-) -> tuple[list[str], list[str]]:
+def extremes(scores: Mapping[str, float | None], *, higher_is_better: bool, count: int) -> tuple[list[str], list[str]]:
     """(ids of the best, ids of the worst), each from the outside in; images without a score stand in neither."""
     ranked = sorted(
         (image_id for image_id, score in scores.items() if score is not None),

@@ -104,7 +104,18 @@ def describe_metrics(backend: Literal["native", "pyiqa"]) -> list[dict[str, Any]
 def metrics_table(described: Sequence[Mapping[str, Any]]) -> str:
     """The same for people."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("metric", "v", "better", "range", "unit", "device", "code", "parameters", "present", "reference"):
+    for title in (
+        "metric",
+        "v",
+        "better",
+        "range",
+        "unit",
+        "device",
+        "code",
+        "parameters",
+        "present",
+        "reference",
+    ):
         table.add_column(title, overflow="fold")
     for metric in described:
         low, high = metric["range"]

@@ -185,8 +185,7 @@ def _reader(path: str) -> str:
         return f"read_csv({literal(path)}, all_varchar = true, header = true, nullstr = '')"
     # Depth 1 keeps each value as it is written: detection would turn ids into dates, times or numbers.
     return (
-        f"read_json({literal(path)}, format = 'newline_delimited', maximum_depth = 1, "
-        "maximum_object_size = 16777216)"
+        f"read_json({literal(path)}, format = 'newline_delimited', maximum_depth = 1, maximum_object_size = 16777216)"
     )
 
 

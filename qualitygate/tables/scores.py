@@ -178,7 +178,9 @@ def check_compatible(output: str, fingerprints: Mapping[str, str], *, backfill: 
             others = sorted(value for (value,) in found if value != fingerprints[metric])
             if others:
                 raise ConfigurationError(_mixes(output, metric, others, fingerprints[metric]))
-            unscored = _count(database, f"SELECT count(*) FROM scores WHERE {state} IS NULL OR {state} = '{NOT_REQUESTED}'")
+            unscored = _count(
+                database, f"SELECT count(*) FROM scores WHERE {state} IS NULL OR {state} = '{NOT_REQUESTED}'"
+            )
             if unscored:
                 raise ConfigurationError(_lacks(output, unscored, metric))
 
@@ -270,9 +272,7 @@ class Writer:
             table = DeltaTable(table_uri(self._output))
             epoch = (table.transaction_version(APPLICATION) or 0) + 1
             try:
-                table.create_write_transaction(
-                    [], "append", table.schema(), commit_properties=self._properties(epoch)
-                )
+                table.create_write_transaction([], "append", table.schema(), commit_properties=self._properties(epoch))
             except CommitFailedError:
                 continue  # another run claimed at the same moment: take the next epoch
             # Up to the claim itself and no further: what an older run committed before it is ours to count,
@@ -288,9 +288,7 @@ class Writer:
         absent = [field for metric in metrics for field in metric_fields(metric) if field.name not in names]
         if absent:
             fields: list[Field] = Schema.from_arrow(pa.schema(absent)).fields
-            self._publish(
-                lambda: self._table.alter.add_columns(fields, commit_properties=self._properties(self.epoch))
-            )
+            self._publish(lambda: self._table.alter.add_columns(fields, commit_properties=self._properties(self.epoch)))
 
     def commit(self, new: pa.Table, replacements: pa.Table) -> None:
         """Publish rows of ids that the table lacks, and rows that take the place of their id's old one."""
@@ -298,9 +296,7 @@ class Writer:
 
         if new.num_rows:
             self._publish(
-                lambda: write_deltalake(
-                    self._table, new, mode="append", commit_properties=self._properties(self.epoch)
-                )
+                lambda: write_deltalake(self._table, new, mode="append", commit_properties=self._properties(self.epoch))
             )
         if replacements.num_rows:
             self._publish(
@@ -334,7 +330,11 @@ def _create_or_open(output: str, metrics: Sequence[str]) -> "DeltaTable":
     from deltalake import DeltaTable
 
     return DeltaTable.create(
-        table_uri(output), schema(metrics), mode="ignore", name=APPLICATION, description="One row for every image"
+        table_uri(output),
+        schema(metrics),
+        mode="ignore",
+        name=APPLICATION,
+        description="One row for every image",
     )
 
 
@@ -377,7 +377,8 @@ def write_pending(
     wanted = [
         "old.image_id IS NULL",
         "(new.etag IS NOT NULL AND new.etag IS DISTINCT FROM old.etag)",
-        "(new.etag IS NULL AND new.bytes IS NOT NULL AND new.bytes IS DISTINCT FROM old.bytes AND old.bytes IS NOT NULL)",
+        # Without etags, a size that is known on both sides tells.
+        "(new.etag IS NULL AND new.bytes IS NOT NULL AND old.bytes IS NOT NULL AND new.bytes <> old.bytes)",
         # A refused URI is stored without its secrets, so it can't be compared.
         "(new.uri IS DISTINCT FROM old.uri AND NOT contains(coalesce(old.uri, ''), '***'))",
         "new.box IS DISTINCT FROM old.box",
@@ -434,9 +435,7 @@ def audit(manifest: Manifest, output: str, metrics: Sequence[str], *, complete: 
     table = existing_table(output)
     with connect() as database:
         register(database, table)
-        database.sql(
-            f"CREATE TEMP TABLE ids AS SELECT image_id FROM read_parquet({literal(manifest.path)})"
-        )
+        database.sql(f"CREATE TEMP TABLE ids AS SELECT image_id FROM read_parquet({literal(manifest.path)})")
         rows = "scores SEMI JOIN ids USING (image_id)"
         present, distinct = database.sql(f"SELECT count(*), count(DISTINCT image_id) FROM {rows}").fetchall()[0]
         by_status = dict(database.sql(f"SELECT status, count(*) FROM {rows} GROUP BY 1 ORDER BY 1").fetchall())
@@ -454,7 +453,9 @@ def audit(manifest: Manifest, output: str, metrics: Sequence[str], *, complete: 
             metrics={metric: _summary(database, rows, metric) for metric in metrics},
         )
     if result.duplicates:
-        raise AuditFailed(f"{result.duplicates} image_ids stand in {storage.redact(output)!r} twice; report this as a bug")
+        raise AuditFailed(
+            f"{result.duplicates} image_ids stand in {storage.redact(output)!r} twice; report this as a bug"
+        )
     if complete and result.present != result.expected:
         raise AuditFailed(
             f"{result.expected - result.present} of {result.expected} images have no row in "
@@ -465,9 +466,7 @@ def audit(manifest: Manifest, output: str, metrics: Sequence[str], *, complete: 
 
 def _summary(database: "duckdb.DuckDBPyConnection", rows: str, metric: str) -> dict[str, Any]:
     column, state = identifier(metric), identifier(state_column(metric))
-    low, median, high = database.sql(
-        f"SELECT min({column}), median({column}), max({column}) FROM {rows}"
-    ).fetchall()[0]
+    low, median, high = database.sql(f"SELECT min({column}), median({column}), max({column}) FROM {rows}").fetchall()[0]
     states = database.sql(
         f"SELECT coalesce({state}, '{NOT_REQUESTED}'), count(*) FROM {rows} GROUP BY 1 ORDER BY 1"
     ).fetchall()

@@ -254,7 +254,10 @@ def _remote_etag(info: Any) -> str | None:
 
 
 _REMOTE_SIGNS = (
-    (ErrorCode.DENIED, re.compile(r"access.?denied|forbidden|\b403\b|invalid.?access.?key|signature|credential", re.I)),
+    (
+        ErrorCode.DENIED,
+        re.compile(r"access.?denied|forbidden|\b403\b|invalid.?access.?key|signature|credential", re.I),
+    ),
     (ErrorCode.MISSING, re.compile(r"no.?such.?(key|bucket)|not.?found|\b404\b|does not exist", re.I)),
     (ErrorCode.TIMEOUT, re.compile(r"time.?out|timed out|curlCode: 28", re.I)),
 )
@@ -418,7 +421,9 @@ def download(uri: str, path: str) -> None:
     import pyarrow.fs
 
     store, path_in_store = file_system(uri)
-    pyarrow.fs.copy_files(path_in_store, path, source_filesystem=store, destination_filesystem=pyarrow.fs.LocalFileSystem())
+    pyarrow.fs.copy_files(
+        path_in_store, path, source_filesystem=store, destination_filesystem=pyarrow.fs.LocalFileSystem()
+    )
 
 
 def delete(uri: str) -> None:

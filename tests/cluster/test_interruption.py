@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_photographs
+from job_helpers import write_photographs
 
 from qualitygate.tables import scores
 
@@ -20,7 +20,16 @@ COUNT = 90
 
 
 def _start(source: Path, output: Path, *more: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "qualitygate.cli", "score", "--input", str(source), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "qualitygate.cli",
+        "score",
+        "--input",
+        str(source),
+        "--output",
+        str(output),
+    ]
     return subprocess.Popen(
         [*command, "--metrics", METRICS, "--commit-rows", "10", "--batch-size", "5", *more],
         stdout=subprocess.PIPE,
@@ -114,7 +123,10 @@ def test_of_two_drivers_at_once_one_finishes_and_no_row_stands_twice(
     photographs: Path, undisturbed: dict[str, tuple[Any, ...]], tmp_path: Path
 ) -> None:
     first = _start(photographs, tmp_path)
-    _wait_for_rows(tmp_path, first, 0)
+    deadline = time.monotonic() + 120
+    while scores.open_table(str(tmp_path)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # The first has claimed the table and is starting its workers.
     second = _start(photographs, tmp_path)
     _, first_errors = first.communicate(timeout=300)
     _, second_errors = second.communicate(timeout=300)

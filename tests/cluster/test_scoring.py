@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import malformed
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.cloudpickle
-from conftest import Silent, write_photographs
+from job_helpers import Silent, write_photographs
 
-import malformed
 import qualitygate
 from qualitygate.cluster import scoring, session, workers
 from qualitygate.config import ScoreConfig
@@ -27,7 +27,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
 FOCUS = ("lapv", "lapm", "wavs")
 
 
-def _run(source: Path | str, output: Path, silent: Silent, worker: type | None = None, **options: Any) -> dict[str, Any]:
+def _run(
+    source: Path | str, output: Path, silent: Silent, worker: type | None = None, **options: Any
+) -> dict[str, Any]:
     config = ScoreConfig(input=str(source), output=str(output), **options)
     return scoring.run(config, silent, worker=worker).stats
 
@@ -71,7 +73,15 @@ def test_every_odd_file_gets_its_row_and_the_same_as_in_process(tmp_path: Path, 
     in_process = qualitygate.score([str(folder / name) for name in sorted(expected)], metrics)
     for row in in_process.to_pylist():
         other = rows[row["image_id"].removeprefix(f"{folder}/")]
-        same = ("status", "error_code", "sha256", "width", "height", *metrics, *(f"{m}_fingerprint" for m in metrics))
+        same = (
+            "status",
+            "error_code",
+            "sha256",
+            "width",
+            "height",
+            *metrics,
+            *(f"{m}_fingerprint" for m in metrics),
+        )
         assert {key: row[key] for key in same} == {key: other[key] for key in same}, row["image_id"]
 
 
@@ -170,7 +180,9 @@ def test_a_manifest_with_boxes_scores_the_regions(tmp_path: Path, silent: Silent
     # Regions are another definition than whole photographs.
     assert rows["whole"]["lapv_fingerprint"] != whole["lapv_fingerprint"]
     assert "SECRET" not in json.dumps(rows["web"], default=str)
-    assert _run(tmp_path / "m.parquet", tmp_path / "out", silent, metrics=FOCUS, max_error_rate=1)["scored"]["rows"] == 0
+    assert (
+        _run(tmp_path / "m.parquet", tmp_path / "out", silent, metrics=FOCUS, max_error_rate=1)["scored"]["rows"] == 0
+    )
 
 
 class KillerAware(workers.ScoringWorker):
@@ -198,7 +210,13 @@ def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(tmp_
     (tmp_path / "in" / names[3]).rename(tmp_path / "in" / "killer.jpg")
     (tmp_path / "in" / names[4]).rename(tmp_path / "in" / "sleeper.jpg")
     stats = _run(
-        tmp_path / "in", tmp_path / "out", silent, KillerAware, metrics=FOCUS, image_timeout_s=4, max_error_rate=0.5
+        tmp_path / "in",
+        tmp_path / "out",
+        silent,
+        KillerAware,
+        metrics=FOCUS,
+        image_timeout_s=4,
+        max_error_rate=0.5,
     )
     rows = _rows(tmp_path / "out")
     assert len(rows) == 10
@@ -215,7 +233,13 @@ def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(tmp_
 def test_workers_are_placed_on_the_gpus_that_ray_has(tmp_path: Path, silent: Silent) -> None:
     write_photographs(tmp_path / "in", 16)
     stats = _run(
-        tmp_path / "in", tmp_path / "out", silent, metrics=FOCUS, device="cuda", gpus_per_worker=0.5, batch_size=1
+        tmp_path / "in",
+        tmp_path / "out",
+        silent,
+        metrics=FOCUS,
+        device="cuda",
+        gpus_per_worker=0.5,
+        batch_size=1,
     )
     assert stats["pool"]["gpus_per_worker"] == 0.5
     assert stats["workers"]

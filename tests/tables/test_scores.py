@@ -131,7 +131,13 @@ def test_changed_content_address_or_box_is_pending_again(tmp_path: Path, writer:
 def test_which_failures_are_tried_again(
     tmp_path: Path, writer: scores.Writer, code: str, attempts: int, retry: list[ErrorCode], again: bool
 ) -> None:
-    failed = {"status": "error", "error_code": code, "attempts": attempts, "lapv": None, "lapv_state": f"failed:{code}"}
+    failed = {
+        "status": "error",
+        "error_code": code,
+        "attempts": attempts,
+        "lapv": None,
+        "lapv_state": f"failed:{code}",
+    }
     writer.commit(_rows(writer, ["a"], **failed), _rows(writer, []))
     assert bool(_pending(tmp_path, writer, _manifest(tmp_path, ["a"]), retry=retry)) is again
 

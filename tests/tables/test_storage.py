@@ -16,7 +16,9 @@ def _code(uri: str | None, max_bytes: int = 1000) -> ErrorCode:
     return caught.value.failure.code
 
 
-@pytest.mark.parametrize("name", ["plain.jpg", "with space.jpg", "100%.jpg", "50%20.jpg", "a#b?c.jpg", "ü–ñ.jpg", "new\nline"])
+@pytest.mark.parametrize(
+    "name", ["plain.jpg", "with space.jpg", "100%.jpg", "50%20.jpg", "a#b?c.jpg", "ü–ñ.jpg", "new\nline"]
+)
 def test_a_plain_path_is_taken_as_it_stands(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"bytes")
     assert storage.fetch(str(tmp_path / name), max_bytes=10).data == b"bytes"
@@ -59,7 +61,14 @@ def test_failures_have_their_class(tmp_path: Path) -> None:
     assert _code(str(tmp_path)) is ErrorCode.UNSUPPORTED
     assert _code(str(tmp_path / "pipe")) is ErrorCode.UNSUPPORTED
     assert _code(str(tmp_path / "file"), max_bytes=99) is ErrorCode.TOO_LARGE
-    for uri in ("http://x/y.jpg", "https://x/y", "ftp://x", "data:image/png;base64,AA", "javascript:x", "mock://x"):
+    for uri in (
+        "http://x/y.jpg",
+        "https://x/y",
+        "ftp://x",
+        "data:image/png;base64,AA",
+        "javascript:x",
+        "mock://x",
+    ):
         assert _code(uri) is ErrorCode.DENIED
 
 
@@ -123,7 +132,9 @@ def test_transient_failures_are_tried_again_and_permanent_ones_are_not() -> None
     assert len(calls) == 1
 
 
-def test_a_listing_is_recursive_and_leaves_out_hidden_names_pipes_and_links_to_folders(tmp_path: Path) -> None:
+def test_a_listing_is_recursive_and_leaves_out_hidden_names_pipes_and_links_to_folders(
+    tmp_path: Path,
+) -> None:
     for name in ("b.jpg", "a.txt", "sub/deep/c", "sub/.hidden", "_delta_log/x", ".git/y", "_x.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
