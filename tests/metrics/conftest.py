@@ -1,4 +1,4 @@
-"""Photographs that the tests of metrics share: those inside scikit-image's wheel, and made-up ones at the edges."""
+"""Photographs that the tests of metrics share: those in scikit-image's wheel, and made-up ones at the edges."""
 
 import numpy as np
 import numpy.typing as npt

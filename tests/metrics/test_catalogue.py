@@ -1,4 +1,4 @@
-"""What holds for every metric that is computed here: typed answers, and the same bits whatever surrounds an image."""
+"""What holds for every metric computed here: typed answers, and the same bits whatever surrounds an image."""
 
 import math
 import os
@@ -56,9 +56,7 @@ def test_select_keeps_the_order_and_drops_duplicates():
 
 @pytest.mark.parametrize(("wrong", "meant"), [("nique", "niqe"), ("LAPV", "lapv"), ("brisk", "brisque")])
 def test_an_unknown_name_gets_a_suggestion(wrong, meant):
-    with pytest.raises(
-        ConfigurationError, match=f"unknown metric '{wrong}'; did you mean .*{meant}"
-    ) as raised:
+    with pytest.raises(ConfigurationError, match=rf"unknown metric '{wrong}'; did you mean .*{meant}") as raised:
         select(["lapm", wrong])
     assert "\n" not in str(raised.value)
 
@@ -135,9 +133,7 @@ def test_a_score_is_the_same_whichever_metric_came_first(scorers, mixed, alone):
 def test_a_score_is_the_same_from_many_threads_at_once(scorers, mixed, alone):
     with ThreadPoolExecutor(4) as pool:
         futures = {
-            (name, round_): pool.submit(scorer, mixed())
-            for round_ in range(2)
-            for name, scorer in scorers.items()
+            (name, round_): pool.submit(scorer, mixed()) for round_ in range(2) for name, scorer in scorers.items()
         }
         for (name, _), future in futures.items():
             assert future.result() == alone[name]

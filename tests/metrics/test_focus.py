@@ -92,9 +92,7 @@ def test_nearly_flat_photographs_follow_the_formulas(edges):
     assert_follows_the_formulas(edges["mostly saturated"].rgb)
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 511), (40, 513), (33, 1023), (5, 1025), (70, 1540), (2, 2049), (31, 2048)]
-)
+@pytest.mark.parametrize("shape", [(3, 511), (40, 513), (33, 1023), (5, 1025), (70, 1540), (2, 2049), (31, 2048)])
 def test_the_borders_of_tiles_leave_no_trace(shape):
     assert_follows_the_formulas(np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8))
 
@@ -102,9 +100,7 @@ def test_the_borders_of_tiles_leave_no_trace(shape):
 @settings(max_examples=150, deadline=None)
 @given(height=st.integers(1, 45), width=st.integers(1, 45), seed=st.integers(0, 2**32 - 1))
 def test_any_small_size_follows_the_formulas(height, width, seed):
-    assert_follows_the_formulas(
-        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    )
+    assert_follows_the_formulas(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @settings(max_examples=30, deadline=None)

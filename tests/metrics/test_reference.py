@@ -27,7 +27,7 @@ def test_it_has_the_same_names_and_tells_itself_apart():
 
 
 def test_focus_measures_do_not_exist_there():
-    with pytest.raises(ConfigurationError, match="pyiqa has no lapv.*--backend native"):
+    with pytest.raises(ConfigurationError, match=r"pyiqa has no lapv.*--backend native"):
         select(["brisque", "lapv"], backend="pyiqa")
     names, skipped = default_names("pyiqa")
     assert {"lapv", "lapm", "wavs"} <= set(skipped)
@@ -73,9 +73,7 @@ def test_ours_is_close_to_it_on_clean_photographs(stock, ours, clean):
     for name, pixels in clean.items():
         photographs = [Photograph(pixels)]
         for metric in ("brisque", "niqe"):
-            assert ours[metric](photographs)[0] == pytest.approx(stock[metric](photographs)[0], abs=0.03), (
-                name
-            )
+            assert ours[metric](photographs)[0] == pytest.approx(stock[metric](photographs)[0], abs=0.03), name
 
 
 @installed

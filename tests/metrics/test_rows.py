@@ -1,0 +1,123 @@
+"""Rows: what is kept of an earlier row, and what each failure becomes."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import skimage.data
+from PIL import Image
+
+from qualitygate.errors import ErrorCode, Failure
+from qualitygate.metrics.rows import Plan, Request, Row, RowScorer
+from qualitygate.tables import storage
+
+FOCUS = ("lapv", "lapm")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "camera.png"
+    Image.fromarray(skimage.data.camera()).save(path)
+    return path
+
+
+def _score(path: Path, scorer: RowScorer, **request: Any) -> Row:
+    asked = Request(image_id="a", uri=str(path), **request)
+    row = scorer.row(asked, scorer.fetch(asked))
+    complete = {"error_code": None, "error_message": None, "make": None, "model": None, "captured_at": None}
+    return complete | row
+
+
+def test_the_same_bytes_are_not_decoded_again(file: Path) -> None:
+    scorer = RowScorer(Plan(metrics=FOCUS), run_id="one")
+    first = _score(file, scorer)
+    scorer.take_seconds()
+    second = _score(file, scorer, previous=first, etag="new")
+    assert "decode" not in scorer.take_seconds()
+    assert second["etag"] == "new"
+    assert {key: second[key] for key in ("lapv", "lapm", "status")} == {
+        key: first[key] for key in ("lapv", "lapm", "status")
+    }
+
+
+def test_a_backfill_scores_only_what_is_absent_and_keeps_metrics_it_was_not_asked_for(file: Path) -> None:
+    first = _score(file, RowScorer(Plan(metrics=FOCUS), run_id="one"))
+    scorer = RowScorer(Plan(metrics=("lapm", "wavs")), run_id="two")
+    second = _score(file, scorer, previous=first)
+    assert set(scorer.take_seconds()) == {"fetch", "decode", "wavs"}
+    assert second["lapv"] == first["lapv"]
+    assert second["lapv_fingerprint"] == first["lapv_fingerprint"]
+    assert second["wavs_state"] == "ok"
+
+
+def test_other_bytes_or_another_box_keep_nothing(file: Path, tmp_path: Path) -> None:
+    scorer = RowScorer(Plan(metrics=("lapm",)), run_id="two")
+    first = _score(file, RowScorer(Plan(metrics=FOCUS), run_id="one"))
+    boxed = _score(file, scorer, previous=first, box=[0, 0, 200, 200])
+    assert boxed["lapm"] != first["lapm"]
+    assert boxed.get("lapv") is None
+    other = tmp_path / "other.png"
+    Image.fromarray(skimage.data.camera()[:, ::-1]).save(other)
+    replaced = _score(other, scorer, previous=first)
+    assert replaced["sha256"] != first["sha256"]
+    assert replaced.get("lapv") is None
+
+
+def test_scores_survive_a_failure_that_may_pass_and_no_other(file: Path) -> None:
+    scorer = RowScorer(Plan(metrics=FOCUS), run_id="two")
+    first = _score(file, scorer)
+    asked = Request(image_id="a", uri="/u", previous=first)
+    assert scorer.row(asked, Failure(ErrorCode.TRANSIENT, "503")) is first
+    gone = scorer.row(asked, Failure(ErrorCode.MISSING, "gone"))
+    assert (gone["status"], gone["error_code"], gone["lapv"]) == ("error", "missing", None)
+
+
+def test_attempts_count_failures_in_a_row() -> None:
+    scorer = RowScorer(Plan(metrics=FOCUS), run_id="two")
+    row: Row | None = None
+    for attempt in (1, 2, 3):
+        row = scorer.row(Request(image_id="a", uri="/u", previous=row), Failure(ErrorCode.TIMEOUT, "slow"))
+        assert row["attempts"] == attempt
+        assert row["scored_at"] <= datetime.now(UTC)
+
+
+def test_a_metric_or_a_decoder_with_a_bug_costs_its_row_alone(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = RowScorer(Plan(metrics=FOCUS), run_id="two")
+
+    def broken(_: Any) -> Any:
+        raise ZeroDivisionError("bug")
+
+    def exhausted(_: Any) -> Any:
+        raise MemoryError
+
+    scorer._scorers["lapv"] = broken
+    row = _score(file, scorer)
+    assert (row["status"], row["lapv_state"], row["lapm_state"]) == ("partial", "failed:unsupported", "ok")
+    assert "ZeroDivisionError" in row["error_message"]
+    scorer._scorers["lapv"] = exhausted
+    assert _score(file, scorer)["lapv_state"] == "failed:out_of_memory"
+    scorer._scorers["lapv"] = lambda _: [float("nan")]
+    row = _score(file, scorer)
+    assert (row["lapv"], row["lapv_state"]) == (None, "failed:non_finite")
+    monkeypatch.setattr("qualitygate.metrics.rows.decode", broken)
+    row = _score(file, scorer)
+    assert (row["status"], row["error_code"]) == ("error", "undecodable")
+
+
+def test_fingerprints_tell_definitions_apart() -> None:
+    plain = Plan(metrics=FOCUS)
+    assert plain.fingerprints() == Plan(metrics=FOCUS).fingerprints()
+    assert len(set(plain.fingerprints().values())) == 2
+    boxed = Plan(metrics=FOCUS, region="box")
+    assert not set(plain.fingerprints().values()) & set(boxed.fingerprints().values())
+    # What an image may cost changes no score.
+    assert plain.fingerprints() == Plan(metrics=FOCUS, max_bytes=1).fingerprints()
+
+
+def test_a_file_over_the_bound_is_not_read(file: Path) -> None:
+    scorer = RowScorer(Plan(metrics=FOCUS, max_bytes=10), run_id="one")
+    fetched = scorer.fetch(Request(image_id="a", uri=str(file)))
+    assert isinstance(fetched, Failure)
+    assert fetched.code is ErrorCode.TOO_LARGE
+    assert not isinstance(fetched, storage.Fetched)

@@ -1,0 +1,120 @@
+"""The command line: one line and exit code 2 for what is wrong, and nothing overwritten."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qualitygate import cli
+from qualitygate.config import ScoreConfig, load
+from qualitygate.errors import ConfigurationError, ErrorCode
+
+
+def _call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    code = ended.value.code
+    return code if isinstance(code, int) else 0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"x")
+    return folder
+
+
+def test_metrics_are_listed_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("metrics", "--json") == 0
+    described = {metric["name"]: metric for metric in json.loads(capsys.readouterr().out)}
+    assert set(described) >= {"lapv", "lapm", "wavs", "brisque", "niqe", "lapv-cv2", "wavs-coef"}
+    assert {name: described[name]["direction"] for name in ("lapv", "lapm", "wavs", "brisque", "niqe")} == {
+        "lapv": "higher",
+        "lapm": "higher",
+        "wavs": "higher",
+        "brisque": "lower",
+        "niqe": "lower",
+    }
+    for metric in described.values():
+        assert {"version", "range", "unit", "reference", "device", "code_license", "weights_license"} <= set(metric)
+        assert metric["parameters_present"] is True
+
+
+def test_metrics_are_listed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("metrics") == 0
+    assert "brisque" in capsys.readouterr().out
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("--version") == 0
+    assert capsys.readouterr().out.startswith("qualitygate 0.")
+    assert _call("score", "--help") == 0
+    assert "--commit-rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metrics", "lapvv"], "did you mean lapv"),
+        (["--metrics", "musiqq"], "unknown metric 'musiqq'"),
+        (["--retry", "gone"], "unknown code 'gone'; it is one of missing, denied"),
+        (["--max-error-rate", "2"], "max_error_rate"),
+        (["--limit", "0"], "limit"),
+        (["--backend", "matlab"], "backend"),
+        (["--input", "/nowhere/at/all"], "does not exist"),
+        (["--input", "https://example.org/x"], "scheme 'https'"),
+        (["--output", "/proc/nowhere"], "can't be written to"),
+        (["--config", "/nowhere.yaml"], "can't be read"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_exit_code_2(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    given = ["--input", str(folder), "--output", str(tmp_path / "out"), *arguments]
+    assert _call("score", *given) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "out" / "scores").exists()
+
+
+def test_missing_options_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("score", "--output", "o") == 2
+    assert "give --input" in capsys.readouterr().err
+
+
+def test_export_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("export", "--input", str(tmp_path), "--output", str(tmp_path / "x.csv")) == 2
+    assert "holds no scores" in capsys.readouterr().err
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("input: a\noutput: b\nmetrics: [lapv]\nretry: [missing]\ncommit_rows: 5\n")
+    config = load(ScoreConfig, file, {"commit_rows": 7, "limit": None})
+    assert (config.commit_rows, config.limit, config.metrics) == (7, None, ("lapv",))
+    assert config.retry == (ErrorCode.MISSING,)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("inptu: a\noutput: b", "did you mean 'input'"),
+        ("- a\n- b", "keys and values"),
+        ("a: [", "is no YAML"),
+        ("input: a\noutput: b\ncommit_rows: many", "commit_rows: input should be"),
+    ],
+)
+def test_a_wrong_file_is_explained(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigurationError, match=message):
+        load(ScoreConfig, file, {})
+
+
+def test_every_key_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call("score", "--help") == 0
+    shown = capsys.readouterr().out
+    for key in ScoreConfig.model_fields:
+        assert f"--{key.replace('_', '-')}" in shown
