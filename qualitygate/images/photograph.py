@@ -14,7 +14,8 @@ T = TypeVar("T")
 class Photograph:
     """Pixels as every metric sees them.
 
-    rgb: (H, W, 3) uint8 RGB, C-contiguous and writable (never written to), orientation and box applied, resized by the policy.
+    rgb: (H, W, 3) uint8 RGB, C-contiguous and writable (though never written to), orientation and box applied,
+        resized by the policy.
     """
 
     rgb: npt.NDArray[np.uint8]

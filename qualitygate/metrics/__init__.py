@@ -1,0 +1,76 @@
+"""The catalogue of metrics: name -> what it is and how to load it.
+
+Importing this package is cheap: compiled kernels, SciPy and torch are imported by a metric's `load`.
+A ninth metric is one module and one line in `CATALOGUE`.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Literal
+
+from qualitygate.errors import ConfigurationError
+from qualitygate.metrics import focus, reference, scene_statistics
+from qualitygate.metrics.metric import Metric
+
+__all__ = ["CATALOGUE", "PAPER", "Metric", "catalogue", "default_names", "select"]
+
+Backend = Literal["native", "pyiqa"]
+
+CATALOGUE: dict[str, Metric] = {
+    "lapv": focus.LAPV,
+    "lapm": focus.LAPM,
+    "wavs": focus.WAVS,
+    "brisque": scene_statistics.BRISQUE,
+    "niqe": scene_statistics.NIQE,
+    "lapv-cv2": focus.LAPV_CV2,
+    "wavs-coef": focus.WAVS_COEF,
+}
+
+# The eight that the paper compares; a name without an entry above is not built yet.
+PAPER = ("lapv", "lapm", "wavs", "brisque", "niqe", "musiq", "maniqa", "hyperiqa")
+
+
+def catalogue(backend: Backend = "native") -> dict[str, Metric]:
+    """The metrics that a backend has, by name; ConfigurationError for an unknown backend."""
+    catalogues = {"native": CATALOGUE, "pyiqa": reference.CATALOGUE}
+    if backend not in catalogues:
+        raise ConfigurationError(f"unknown backend {backend!r}; choose one of {', '.join(catalogues)}")
+    return catalogues[backend]
+
+
+def default_names(backend: Backend = "native") -> tuple[list[str], dict[str, str]]:
+    """Those of the paper's eight that can be loaded now, and for the others why not.
+
+    Variants such as lapv-cv2 are computed only on request.
+    """
+    found, skipped = [], {}
+    for name in PAPER:
+        if name in catalogue(backend):
+            reason = catalogue(backend)[name].unavailable()
+            if reason is None:
+                found.append(name)
+            else:
+                skipped[name] = reason
+        elif name in CATALOGUE:
+            skipped[name] = _absent(name, backend)
+    return found, skipped
+
+
+def select(names: Iterable[str], backend: Backend = "native") -> list[Metric]:
+    """The metrics of these names in this order, duplicates dropped; ConfigurationError for an unknown one."""
+    available = catalogue(backend)
+    chosen = {}
+    for name in names:
+        if name not in available:
+            raise ConfigurationError(_absent(name, backend))
+        chosen[name] = available[name]
+    return list(chosen.values())
+
+
+def _absent(name: str, backend: str) -> str:
+    if name in CATALOGUE:
+        others = ", ".join(reference.CATALOGUE)
+        return f"{backend} has no {name}, only {others}: leave it out or use --backend native"
+    close = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"unknown metric {name!r}; {hint}The metrics are {', '.join(CATALOGUE)}"

@@ -233,7 +233,11 @@ class RowScorer:
             row[metric.name] = None
             row[scores.state_column(metric.name)] = scores.failed(failure.code)
             row[scores.fingerprint_column(metric.name)] = self._fingerprints[metric.name]
-        row |= {"status": "error", "error_code": failure.code.value, "error_message": storage.redact(failure.message)}
+        row |= {
+            "status": "error",
+            "error_code": failure.code.value,
+            "error_message": storage.redact(failure.message),
+        }
         return row
 
 

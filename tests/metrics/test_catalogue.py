@@ -13,7 +13,7 @@ import pytest
 from qualitygate import metrics
 from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics import CATALOGUE, PAPER, catalogue, compiled, default_names, select
+from qualitygate.metrics import CATALOGUE, PAPER, catalogue, compiled, default_names, loading, select
 
 CLASSICAL = ["lapv", "lapm", "wavs", "brisque", "niqe"]
 VARIANTS = ["lapv-cv2", "wavs-coef"]
@@ -98,6 +98,18 @@ def test_every_score_is_finite_or_a_typed_failure(scorers, edges):
 
 def test_no_photographs_give_no_scores(scorers):
     assert all(scorer([]) == [] for scorer in scorers.values())
+
+
+def test_no_memory_for_one_photograph_is_its_failure_alone(edges):
+    def score(photograph):
+        if photograph.width == 2:
+            raise MemoryError
+        return 1.0
+
+    scorer = loading.one_by_one(score)("cpu")
+    first, second = scorer([edges["1x2"], edges["1x1"]])
+    assert first.code is ErrorCode.OUT_OF_MEMORY
+    assert second == 1.0
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_one_metric_that_fails_alone_is_an_error() -> None:
     [[1], 3.5, np.zeros((4, 4), float), [np.zeros((4, 4, 2), np.uint8)], [None]],
 )
 def test_what_is_no_image_is_refused(images: object) -> None:
-    with pytest.raises(ConfigurationError, match="give|no image"):
+    with pytest.raises(ConfigurationError, match=r"give|no image"):
         qualitygate.score(images, FOCUS)
 
 

@@ -1,0 +1,137 @@
+"""`--backend pyiqa`: the stock implementations under the same names, for comparison with ours.
+
+pyiqa is an extra: heavy, licensed for non-commercial use only, and not needed for anything else. It gets
+our shipped parameters as temporary files, so that nothing is downloaded, and one photograph at a time. It
+computes in float32 (NIQE's statistics in float64), which is why its BRISQUE moves with the machine where
+luma is flat. LAPV, LAPM and WAVS don't exist in pyiqa: they are absent from this catalogue, and `select`
+says so.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qualitygate.errors import ErrorCode, Failure
+from qualitygate.images.photograph import Photograph
+from qualitygate.metrics import scene_statistics
+from qualitygate.metrics.metric import Device, Metric, Score, Scorer
+
+REMEDY = "pip install 'qualitygate[reference]'"
+
+
+def unavailable() -> str | None:
+    """Why pyiqa can't be used, with the remedy; None when it is installed."""
+    if importlib.util.find_spec("pyiqa") is None:
+        return f"pyiqa is not installed: {REMEDY} (licensed for non-commercial use)"
+    return None
+
+
+def _implementation() -> str:
+    try:
+        return f"pyiqa {importlib.metadata.version('pyiqa')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "pyiqa"
+
+
+def _write_brisque(folder: Path) -> Path:
+    import torch
+
+    machine = scene_statistics.arrays("live_brisque.json")
+    path = folder / "brisque.pth"
+    torch.save(
+        (
+            torch.from_numpy(machine["coefficients"].copy()),
+            torch.from_numpy(machine["support_vectors"].copy()),
+        ),
+        path,
+    )
+    return path
+
+
+def _write_niqe(folder: Path) -> Path:
+    import scipy.io
+
+    model = scene_statistics.arrays("live_niqe.json")
+    path = folder / "niqe.mat"
+    scipy.io.savemat(path, {"mu_prisparam": model["mean"][None], "cov_prisparam": model["covariance"]})
+    return path
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Without TF32: emulated in convolutions it moved BRISQUE by up to 9 points."""
+    import torch
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _loader(name: str, smallest: int, write: Callable[[Path], Path]) -> Callable[[Device], Scorer]:
+    def load(device: Device) -> Scorer:
+        import pyiqa
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = write(Path(folder))
+            metric = pyiqa.create_metric(name, device=device, pretrained_model_path=str(path))
+        # The network itself: InferenceModel.forward would switch TF32 on again.
+        network = metric.net
+
+        def scorer(photographs: Sequence[Photograph]) -> list[Score]:
+            return [_score(network, photograph, device, smallest) for photograph in photographs]
+
+        return scorer
+
+    return load
+
+
+def _score(network: Any, photograph: Photograph, device: Device, smallest: int) -> Score:
+    import torch
+
+    shorter = min(photograph.height, photograph.width)
+    if shorter < smallest:
+        return Failure(ErrorCode.TOO_SMALL, f"{shorter} px on a side; {smallest} or more are needed")
+    if scene_statistics.is_constant(photograph):
+        return Failure(ErrorCode.FLAT, "the luma is constant")
+    pixels = torch.from_numpy(np.ascontiguousarray(photograph.rgb)).permute(2, 0, 1)[None]
+    try:
+        with torch.inference_mode(), full_precision():
+            # One value in any of the shapes pyiqa uses: (), (1,), (1, 1).
+            value = float(network(pixels.to(device).float() / 255).reshape(()))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return Failure(ErrorCode.OUT_OF_MEMORY, f"pyiqa: {error}")
+    except AssertionError as error:  # "Expected image with non zero variance of pixel values"
+        return Failure(ErrorCode.FLAT, f"pyiqa: {error}")
+    except (RuntimeError, IndexError, ValueError) as error:  # LinAlgError is a RuntimeError
+        return Failure(ErrorCode.NON_FINITE, f"pyiqa: {type(error).__name__}: {error}")
+    return value if math.isfinite(value) else Failure(ErrorCode.NON_FINITE, f"pyiqa returned {value}")
+
+
+def _stock(metric: Metric, smallest: int, write: Callable[[Path], Path]) -> Metric:
+    return dataclasses.replace(
+        metric,
+        code_license="PolyForm-Noncommercial-1.0.0 and S-Lab-1.0 (pyiqa)",
+        unavailable=unavailable,
+        load=_loader(metric.name, smallest, write),
+        precision="float32",
+        backend="pyiqa",
+        implementation=_implementation(),
+    )
+
+
+CATALOGUE: dict[str, Metric] = {
+    "brisque": _stock(scene_statistics.BRISQUE, scene_statistics.BRISQUE_SMALLEST, _write_brisque),
+    "niqe": _stock(scene_statistics.NIQE, scene_statistics.NIQE_BLOCK, _write_niqe),
+}
