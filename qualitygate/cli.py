@@ -45,6 +45,12 @@ def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _say(text: str) -> None:
+    """At once, so that it stands in order with the progress on stderr."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def _names(value: str | None) -> tuple[str, ...] | None:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if value is not None else None
 
@@ -181,7 +187,7 @@ def demo(
     """Render a small set of photographs, score it, and show what the scores say."""
     from qualitygate import demonstration
 
-    demonstration.run(output, count=count, size=size, write=sys.stdout.write)
+    demonstration.run(output, count=count, size=size, write=_say)
 
 
 if __name__ == "__main__":

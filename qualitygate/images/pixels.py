@@ -38,10 +38,10 @@ def on_white(rgba: UInt8) -> UInt8:
     """Composites (H, W, 4) with straight alpha on white: round((c * a + 255 * (255 - a)) / 255)."""
     out = np.empty((*rgba.shape[:2], 3), np.uint8)
     for rows in bands(*rgba.shape[:2]):
-        alpha = rgba[rows, :, 3:].astype(np.uint16)
-        if alpha.min() == 255:
+        if rgba[rows, :, 3].min() == 255:
             out[rows] = rgba[rows, :, :3]
             continue
+        alpha = rgba[rows, :, 3:].astype(np.uint16)
         mixed = rgba[rows, :, :3] * alpha + 255 * (255 - alpha) + 128
         out[rows] = (mixed + (mixed >> 8)) >> 8  # an exact division by 255 for every value met here
     return out

@@ -31,6 +31,7 @@ from PIL import Image
 from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
 from qualitygate.images.decode import DecodePolicy, decode
 from qualitygate.images.exif import parse as parse_exif
+from qualitygate.images.formats import tiff_codecs
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -165,6 +166,13 @@ def test_a_progressive_jpeg_needs_every_scan() -> None:
     scans = [at for at, marker in malformed.jpeg_markers(data) if marker == 0xDA]
     for scan in scans[1:]:
         assert code(data[:scan] + malformed.EOI) == "truncated"
+
+
+def test_repeated_scans_are_no_bomb() -> None:
+    data = encode(SMALL, "JPEG", quality=80, progressive=True)
+    scans = [at for at, marker in malformed.jpeg_markers(data) if marker == 0xDA]
+    first = data[scans[0] : scans[1]]
+    assert code(data[: scans[1]] + first * 90 + data[scans[1] :]) == "undecodable"
 
 
 def test_a_sequential_jpeg_needs_a_scan_of_every_component() -> None:
@@ -396,6 +404,34 @@ def test_tiff_compressions(compression: str | None, predictor: int) -> None:
     assert np.array_equal(pixels(data)[..., 0], scaled(wide))
 
 
+def test_tiff_float_predictor() -> None:
+    grey = np.asarray(Image.fromarray(SMALL).convert("L"))
+    fraction = Image.fromarray(grey.astype(np.float32) / 255)
+    data = encode(fraction, "TIFF", compression="tiff_adobe_deflate", tiffinfo={317: 3})
+    assert np.array_equal(pixels(data)[..., 0], grey)
+
+
+@pytest.mark.parametrize(
+    ("compression", "unpack"),
+    [
+        ("tiff_lzw", tiff_codecs.lzw),
+        ("tiff_adobe_deflate", tiff_codecs.deflate),
+        ("packbits", tiff_codecs.pack_bits),
+    ],
+)
+def test_a_tiff_strip_cut_anywhere_is_truncated(compression: str, unpack: Any) -> None:
+    data = encode(SMALL, "TIFF", compression=compression)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        start, length = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+        rows = file.pages[0].rowsperstrip
+    strip, expected = data[start : start + length], SMALL[:rows].reshape(-1)
+    assert np.array_equal(unpack(memoryview(strip), expected.size), expected)
+    for cut in range(0, length - 8, 37):
+        with pytest.raises(ImageError) as caught:
+            unpack(memoryview(strip[:cut]), expected.size)
+        assert caught.value.failure.code == ErrorCode.TRUNCATED
+
+
 def test_tiff_jpeg_is_as_strict_as_jpeg() -> None:
     data = encode(ASTRONAUT, "TIFF", compression="jpeg", quality=90)
     # libtiff hands over the same samples; its chroma upsampling is libjpeg's, too.
@@ -508,6 +544,21 @@ def test_heic() -> None:
     translucent = pixels(malformed.HEIC_ALPHA)
     assert translucent[:, 0].min() >= 250  # alpha 0 at the left: white
     assert translucent.mean(axis=(0, 2))[-8:].mean() < 200
+
+
+def test_a_heic_item_type_that_is_not_text() -> None:
+    """pi-heif 1.4 crashed the process at it; in a process of its own, should it ever reach pi-heif again."""
+    script = (
+        "import sys, malformed\n"
+        "from qualitygate.images.decode import decode\n"
+        "data = malformed.HEIC_TURNED\n"
+        "at = data.index(b'Exif')\n"
+        "print(decode(malformed.patched(data, at + 2, bytes([0x80, 0]))).width)\n"
+    )
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tests), str(tests.parent)))}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "96", "")
 
 
 # --- orientation, EXIF, box, resolution -----------------------------------------------------------

@@ -8,7 +8,7 @@ Every item must lie inside the file, else it is truncated: the libraries notice 
 conceals some damage inside an HEVC stream; that can't be told here.
 
 The bound is compared with the largest picture that the file declares (ispe) before a library sees it.
-Peak memory per pixel, measured on 8-bit 4:2:0: AVIF 12 bytes, HEIF 12.
+Peak memory per pixel, measured on 8-bit 4:2:0: 8 bytes.
 """
 
 import struct

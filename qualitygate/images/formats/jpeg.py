@@ -22,7 +22,7 @@ Unsupported: 12-bit, lossless, hierarchical, a height given after the scan (DNL)
 arithmetic coding, whose decoder takes missing data for zeros by definition: truncation would go unseen.
 
 Peak memory per pixel: 3 bytes for RGB; progressive files add their coefficients, 3 (4:2:0) to 6 (4:4:4)
-bytes; CMYK 7 in all.
+bytes; CMYK 8 in all.
 """
 
 import re
@@ -46,6 +46,7 @@ _UNSUPPORTED_FRAMES = {
 }
 # A legal file needs a few dozen at the most; each empty one still walks over the whole image.
 _MAX_SCANS = 100
+_NOT_SENT = -1
 _MAX_SEGMENTS = 20_000
 # In a scan a marker is 0xFF and neither a stuffed zero, a restart marker nor a fill byte.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -78,7 +79,7 @@ class Layout:
     height: int = 0
     width: int = 0
     samplings: dict[int, tuple[int, int]] = field(default_factory=dict)
-    # Component -> for each of 64 coefficients, how many low bits are still to come; -1 before the first scan.
+    # Component -> for each of 64 coefficients, how many low bits are still to come, or _NOT_SENT.
     missing_bits: dict[int, list[int]] = field(default_factory=dict)
     scans: int = 0
     exif_block: bytes = b""
@@ -136,7 +137,7 @@ def _note(layout: Layout, segment: Segment, body: bytes) -> None:
         layout.precision, layout.height, layout.width, count = struct.unpack_from(">BHHB", body)
         for at in range(6, min(6 + 3 * count, len(body) - 2), 3):
             layout.samplings[body[at]] = (body[at + 1] >> 4, body[at + 1] & 15)
-            layout.missing_bits[body[at]] = [-1] * 64
+            layout.missing_bits[body[at]] = [_NOT_SENT] * 64
     elif segment.marker == _SOS:
         layout.scans += 1
         _note_scan(layout, body)
@@ -151,11 +152,15 @@ def _note_scan(layout: Layout, body: bytes) -> None:
     first, last, approximation = body[1 + 2 * count : 4 + 2 * count]
     if layout.frame_marker != _PROGRESSIVE:
         first, last, approximation = 0, 63, 0
+    before, after = approximation >> 4, approximation & 15
     for at in range(1, 1 + 2 * count, 2):
-        bits = layout.missing_bits.get(body[at])
-        if bits is not None:
-            for coefficient in range(first, min(last, 63) + 1):
-                bits[coefficient] = approximation & 15
+        bits = layout.missing_bits.get(body[at], [])
+        for coefficient in range(first, min(last + 1, len(bits))):
+            # libjpeg tolerates that a coefficient is sent anew, again and again: a bomb of a few bytes, since
+            # each scan walks over the whole image.
+            if bits[coefficient] != (before or _NOT_SENT):
+                raise ImageError(ErrorCode.UNDECODABLE, "JPEG: scans out of order")
+            bits[coefficient] = after
 
 
 def _check_frame(layout: Layout, bound: Bound) -> None:

@@ -11,7 +11,7 @@ compressed rows are counted, since Pillow takes a stream that ends between two r
 Animated PNG: the default image. Grey and colour keys (tRNS) are compared at full depth; an index beyond the
 palette is black, as browsers show it. Gamma and colour chunks are ignored, like ICC profiles.
 
-Peak memory per pixel: 7 bytes (8-bit RGB or RGBA), 11 (16-bit).
+Peak memory per pixel: 8 bytes (RGB), 9 (RGBA), 12 (16-bit RGB).
 """
 
 import struct

@@ -4,7 +4,7 @@ OpenCV decodes straight into the array, where Pillow's animation decoder holds t
 is silent for WebP. A file shorter than its RIFF header says, or whose bit stream ends early, is truncated;
 libwebp refuses the latter by itself. A lossy stream has no checksum: damage inside it may decode.
 
-Animated WebP: the first frame on white. Peak memory per pixel: 4 bytes, 7 with alpha.
+Animated WebP: the first frame on white. Peak memory per pixel: 4 bytes, 8 with alpha.
 """
 
 import struct
@@ -14,7 +14,7 @@ import numpy as np
 
 from qualitygate.errors import ErrorCode, ImageError
 from qualitygate.images import exif, libraries
-from qualitygate.images.pixels import UInt8, on_white, white_canvas
+from qualitygate.images.pixels import UInt8, bands, on_white, white_canvas
 from qualitygate.images.raster import Bound, Raster
 
 _ANIMATED, _ALPHA = 0x02, 0x10
@@ -120,10 +120,10 @@ def _decode(still: Still, width: int, height: int) -> UInt8:
         pixels = cv2.imdecode(alone, cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.shape[:2] != (height, width):
         raise ImageError(ErrorCode.TRUNCATED, "WebP: the bit stream ends early or is damaged")
-    if pixels.shape[2] == 4:
-        return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA, dst=pixels))
-    cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-    return pixels
+    conversion = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    for rows in bands(height, width):
+        pixels[rows] = cv2.cvtColor(pixels[rows], conversion)
+    return on_white(pixels) if pixels.shape[2] == 4 else pixels
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
