@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
@@ -24,6 +25,8 @@ app = typer.Typer(
 )
 dataset_app = typer.Typer(help="The embedded data set of printed codes.", no_args_is_help=True)
 app.add_typer(dataset_app, name="dataset")
+weights_app = typer.Typer(help="The published parameters of the three networks.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -176,6 +179,54 @@ def dataset_render(
         progress=progress_bars.as_callback(bar),
     )
     sys.stdout.write(f"{manifest}\n")
+
+
+@weights_app.command("list")
+def weights_list(
+    folder: Annotated[str | None, typer.Option(help="Default: $QUALITYGATE_WEIGHTS, or the user's cache.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """List them: whether they are here and pinned, how large, under which licence, where."""
+    from qualitygate.metrics import weights
+    from qualitygate.report import weights as said
+
+    listed = weights.listing(folder)
+    sys.stdout.write(
+        json.dumps([asdict(one) for one in listed], indent=1) + "\n" if as_json else said.of_listing(listed)
+    )
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    names: Annotated[list[str], typer.Argument(help="As in 'qualitygate weights list'.")],
+    source: Annotated[
+        str | None, typer.Option("--from", help="File or folder, local or s3://...; default: the published address.")
+    ] = None,
+    accept_new_hash: Annotated[
+        bool, typer.Option("--accept-new-hash", help="Take and pin a file of which no hash is known.")
+    ] = False,
+    folder: Annotated[str | None, typer.Option(help="Default: $QUALITYGATE_WEIGHTS, or the user's cache.")] = None,
+) -> None:
+    """Download them, check them against the published hash and pin the full one in weights.lock."""
+    from qualitygate.metrics import weights
+    from qualitygate.report import weights as said
+
+    for name in names:
+        _say(said.of_fetch(weights.fetch(name, source=source, accept_new_hash=accept_new_hash, folder=folder)))
+
+
+@weights_app.command("verify")
+def weights_verify(
+    name: Annotated[str | None, typer.Argument(help="Only this one; default: all that are here.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Default: $QUALITYGATE_WEIGHTS, or the user's cache.")] = None,
+) -> None:
+    """Hash and open each again, and compare with weights.lock. Exit code 2 if one isn't as it was."""
+    from qualitygate.metrics import weights
+    from qualitygate.report import weights as said
+
+    checked = weights.verify(name, folder)
+    _say(said.of_verification(checked))
+    weights.require(checked)
 
 
 @app.command()
