@@ -226,7 +226,7 @@ def test_no_classifier_finds_the_label_in_colour_statistics_or_mush():
     from sklearn.preprocessing import StandardScaler
 
     # One photograph of each bottle: photographs of one bottle look alike and share their label.
-    shots = [shot for shot in plan("study", count=400) if shot.take == 0]
+    shots = [shot for shot in plan("study", count=300) if shot.take == 0]
     photographs = [decoded(render(shot, 32)) for shot in shots]
     label = np.array([LABELS.index(shot.label) for shot in shots])
     statistics = [
@@ -237,7 +237,7 @@ def test_no_classifier_finds_the_label_in_colour_statistics_or_mush():
     for features in (statistics, mush):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
         accuracy = cross_val_score(model, np.array(features), label, cv=5).mean()
-        assert 0.38 < accuracy < 0.62  # chance is .5 with a standard error of .035
+        assert 0.36 < accuracy < 0.64  # chance is .5 with a standard error of .04
 
 
 # Writing
