@@ -306,7 +306,7 @@ def test_a_folder_with_another_rendering_is_refused(tmp_path, changes):
     asked = {"name": "study", "output": tmp_path, "size": 32, "count": 4, "workers": 1}
     manifest = write(**asked)
     before = manifest.read_bytes()
-    with pytest.raises(ConfigurationError, match="another rendering.*give another folder"):
+    with pytest.raises(ConfigurationError, match=r"another rendering.*give another folder"):
         write(**(asked | changes))
     assert manifest.read_bytes() == before
 
