@@ -12,7 +12,7 @@ import typer
 
 from qualitygate import __version__
 from qualitygate.config import ScoreConfig, load
-from qualitygate.errors import ConfigurationError, ErrorCode, QualityGateError
+from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, ErrorCode, QualityGateError
 from qualitygate.report import progress as progress_bars
 
 app = typer.Typer(
@@ -115,8 +115,12 @@ def score(
     from qualitygate.cluster import scoring
     from qualitygate.report import summary
 
-    result = scoring.run(resolved, progress_bars.for_stream())
-    sys.stdout.write(summary.of_run(result.stats, result.output))
+    try:
+        stats = scoring.run(resolved, progress_bars.for_stream()).stats
+    except ErrorBudgetExceeded as error:
+        _say(summary.of_run(error.stats, resolved.output))
+        raise
+    _say(summary.of_run(stats, resolved.output))
 
 
 def _codes(values: list[str] | None) -> tuple[str, ...] | None:

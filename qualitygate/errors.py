@@ -11,6 +11,7 @@ QualityGateError                exit code 1
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class ErrorCode(StrEnum):
@@ -63,9 +64,13 @@ class Superseded(QualityGateError):
 
 
 class ErrorBudgetExceeded(QualityGateError):
-    """More images failed than `max_error_rate` allows; every row was kept."""
+    """More images failed than `max_error_rate` allows; every row was kept. `stats` is the run's `_stats.json`."""
 
     exit_code = 3
+
+    def __init__(self, message: str, *, stats: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.stats = stats
 
 
 class Interrupted(QualityGateError):

@@ -92,7 +92,7 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
         plan = _plan(config, progress)
-        manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit)
+        manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit, output=output)
         if manifest.has_box:
             plan = replace(plan, region="box")
         scores.table_uri(output)  # refuses paths that the table can't live in
@@ -129,7 +129,8 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         codes = ", ".join(f"{count} {code}" for code, count in audit.by_code.items())
         raise ErrorBudgetExceeded(
             f"{audit.by_status.get('error', 0)} of {audit.expected} images have no score ({codes}): more than "
-            f"--max-error-rate {config.max_error_rate:g}; all rows are kept in {storage.redact(output)!r}"
+            f"--max-error-rate {config.max_error_rate:g}; all rows are kept in {storage.redact(output)!r}",
+            stats=stats,
         )
     return Summary(run_id=run_id, output=output, stats=stats)
 
@@ -273,8 +274,10 @@ def _explained(error: Exception) -> QualityGateError:
 
 def _reachable(spool: Path, config: ScoreConfig, epoch: int, cluster: session.Cluster) -> str:
     """The pending rows where every node of the cluster can read them: beside the table, unless all is here."""
-    if cluster.local or storage.is_local(config.output):
+    if cluster.local:
         return str(spool)
+    # The claim has made every older run's rows waste paper.
+    storage.delete_folder(storage.join(config.output, "_runs"))
     target = storage.join(config.output, "_runs", str(epoch), "pending")
     for file in sorted(spool.glob("*.parquet")):
         storage.write_bytes(storage.join(target, file.name), file.read_bytes())

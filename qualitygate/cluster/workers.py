@@ -33,7 +33,7 @@ TRACE = "_trace"
 EXIT_OVER_TIME = 71
 # Begun this often without an end, a photograph is taken to kill its worker. Once may be a lost machine.
 _STARTS_THAT_CONVICT = 2
-_PREFETCH_LOCAL, _PREFETCH_REMOTE = 2, 8
+_PREFETCH_LOCAL, _PREFETCH_REMOTE = 1, 8
 
 
 @ray.remote(num_cpus=0)

@@ -54,6 +54,7 @@ _GLYPHS = {
     "-": "..... ..... ..... ##### ..... ..... .....",
     " ": "..... ..... ..... ..... ..... ..... .....",
 }
+CHARACTERS = "".join(_GLYPHS)
 _LETTERS = "ABCDEFHKLMPRSTUX"
 
 

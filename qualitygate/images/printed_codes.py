@@ -283,14 +283,14 @@ def _pairs(name: str, seed: int) -> Iterator[Shot]:
 
 def _snapshot(name: str, moment: datetime, draw: np.random.Generator) -> CameraState:
     """A hand-held phone's photograph: mostly sharp, with a tail of failures that the baseline lacks."""
-    sharp, soft = (0.92, 0.08) if name == "baseline" else (0.62, 0.20)
+    sharp, soft = (0.92, 0.08) if name == "baseline" else (0.60, 0.18)
     kind = draw.random()
     if kind < sharp:
         rms = float(np.clip(draw.lognormal(math.log(2.5), 0.5), 0.8, 8))
     elif kind < sharp + soft:
         rms = math.exp(draw.uniform(math.log(6), math.log(18)))
     else:
-        rms = math.exp(draw.uniform(math.log(18), math.log(70)))
+        rms = math.exp(draw.uniform(math.log(18), math.log(80)))
     moved = draw.uniform(0.2, 0.9) if draw.random() < 0.25 else 0.0  # share of the variance that is motion
     spread = max(rms * rms - 2 * camera.LENS_SIGMA**2, 0.0)
     return CameraState(
@@ -326,7 +326,7 @@ def _render_all(shots: list[Shot], folder: Path, size: int, workers: int | None)
     """Render into the folder; yields once for each photograph that is in place."""
     render_one = partial(_render_to, folder=folder, size=size)
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if len(shots) >= _LEAST_FOR_PROCESSES else 1
+        workers = _usable_cores() if len(shots) >= _LEAST_FOR_PROCESSES else 1
     workers = min(workers, len(shots))
     # A daemonic process (a worker of another pool) may not have children.
     if workers <= 1 or multiprocessing.current_process().daemon:
@@ -341,6 +341,11 @@ def _render_all(shots: list[Shot], folder: Path, size: int, workers: int | None)
         yield from executor.map(render_one, shots, chunksize=min(10, math.ceil(len(shots) / workers)))
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _usable_cores() -> int:
+    # Not every system can say which cores a process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _render_to(shot: Shot, *, folder: Path, size: int) -> None:

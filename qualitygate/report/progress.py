@@ -133,12 +133,14 @@ def for_stream(unit: str = "rows", stream: TextIO | None = None) -> TerminalProg
 
 def as_callback(bar: TerminalProgress | LogProgress) -> Callable[[int, int], None]:
     """The bar as a function of (photographs done, photographs in all), as renderers report."""
-    last = 0
+    last: int | None = None
 
     def report(done: int, total: int) -> None:
         nonlocal last
-        if last == 0:
-            bar.start(total=total, done=0)
+        if last is None:
+            # What the first report already counts was there before: a restart's finished files.
+            bar.start(total=total, done=done)
+            last = done
         bar.advance(rows=done - last)
         last = done
         if done >= total:

@@ -47,8 +47,10 @@ class Manifest:
     source: str
 
 
-def load(source: str, spool: Path, *, limit: int | None = None) -> Manifest:
+def load(source: str, spool: Path, *, limit: int | None = None, output: str | None = None) -> Manifest:
     """Normalise `source` into the Parquet file `spool`.
+
+    output: where the results go; a listing leaves it out, since results are no images.
 
     Raises ConfigurationError, in one line with the remedy: nothing there, a table without its columns, an
     image_id twice or absent, an empty input.
@@ -56,8 +58,12 @@ def load(source: str, spool: Path, *, limit: int | None = None) -> Manifest:
     source = storage.check_location(source, "--input")
     if storage.is_local(source):
         source = os.path.abspath(source)
+    if output is not None and storage.is_local(output):
+        output = os.path.abspath(os.fsdecode(storage.local_path(output)))
+    if output is not None and output.rstrip("/") == source.rstrip("/"):
+        raise ConfigurationError(f"--output {storage.redact(source)!r} is --input itself; choose another folder")
     try:
-        found, has_box = _normalise(source, spool, limit)
+        found, has_box = _normalise(source, spool, limit, output)
     except ImageError as error:
         raise ConfigurationError(f"--input {storage.redact(source)!r}: {error.failure.message}") from error
     if not found:
@@ -68,10 +74,10 @@ def load(source: str, spool: Path, *, limit: int | None = None) -> Manifest:
     return Manifest(path=spool, rows=found, has_box=has_box, source=source)
 
 
-def _normalise(source: str, spool: Path, limit: int | None) -> tuple[int, bool]:
+def _normalise(source: str, spool: Path, limit: int | None, output: str | None) -> tuple[int, bool]:
     try:
         if storage.is_folder(source):
-            return _spool_listing(storage.walk(source), spool, limit), False
+            return _spool_listing(storage.walk(source, leave_out=output), spool, limit), False
         if storage.exists(source):
             if source.lower().endswith(TABLE_SUFFIXES):
                 return _spool_table(source, spool, limit)
@@ -167,13 +173,14 @@ def _normalise_table(local: str, source: str, spool: Path, limit: int | None) ->
         except duckdb.Error as error:
             reason = str(error).splitlines()[0][:200]
             raise ConfigurationError(f"manifest {name!r} holds a row that can't be read: {reason}") from error
-        rows, without_id = database.sql(
-            f"SELECT count(*), count(*) FILTER (image_id IS NULL OR image_id = '') FROM read_parquet({literal(spool)})"
+        rows, without_id, boxes = database.sql(
+            "SELECT count(*), count(*) FILTER (image_id IS NULL OR image_id = ''), count(box) "
+            f"FROM read_parquet({literal(spool)})"
         ).fetchall()[0]
     if without_id:
         raise ConfigurationError(f"manifest {name!r} has {without_id} rows without an image_id; give each row one")
     _refuse_duplicates(spool, f"manifest {name!r}")
-    return rows, "box" in types
+    return rows, boxes > 0
 
 
 def _reader(path: str) -> str:

@@ -479,6 +479,8 @@ def export(output: str, target: str) -> int:
     formats = {".parquet": "FORMAT parquet", ".csv": "FORMAT csv, HEADER true"}
     if suffix not in formats:
         raise ConfigurationError(f"--output {target!r}: name a file that ends in .parquet or .csv")
+    if not storage.is_local(target):
+        raise ConfigurationError(f"--output {storage.redact(target)!r}: export writes a local file; copy it from there")
     table = existing_table(output)
     storage.check_writable(str(Path(target).absolute().parent), "--output")
     unfinished = Path(target).with_name(f"_{Path(target).name}.unfinished")

@@ -296,12 +296,18 @@ def hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def walk(root: str) -> Iterator[Listed]:
+def walk(root: str, *, leave_out: str | None = None) -> Iterator[Listed]:
     """Every regular file below a folder or prefix, in order of name, folder by folder in bounded memory.
 
-    Names that start with `.` or `_` are left out, files and folders alike. Links to files are followed, links
-    to folders aren't (they may lead in circles).
+    Names that start with `.` or `_` are left out, files and folders alike, and so is the folder `leave_out`.
+    Links to files are followed, links to folders aren't (they may lead in circles).
     """
+    below = leave_out.rstrip("/") + "/" if leave_out else None
+    found = _walk(root)
+    yield from found if below is None else (item for item in found if not item.uri.startswith(below))
+
+
+def _walk(root: str) -> Iterator[Listed]:
     if is_local(root):
         yield from _walk_local(os.fsdecode(local_path(root)))
     else:

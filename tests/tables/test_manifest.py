@@ -116,3 +116,22 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         _rows(tmp_path / "*.jpg", tmp_path)
     with pytest.raises(ConfigurationError, match="scheme 'http'"):
         _rows("http://x/y", tmp_path)
+
+
+def test_results_below_the_input_are_no_images(tmp_path: Path) -> None:
+    for name in ("a.jpg", "results/scores/part.parquet", "results2/b.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"1")
+    spool = tmp_path / "spool.parquet"
+    loaded = manifest.load(str(tmp_path / "in"), spool, output=str(tmp_path / "in" / "results"))
+    assert pq.read_table(loaded.path)["image_id"].to_pylist() == ["a.jpg", "results2/b.jpg"]
+    with pytest.raises(ConfigurationError, match="is --input itself"):
+        manifest.load(str(tmp_path / "in"), spool, output=f"{tmp_path}/in/")
+
+
+def test_a_box_column_without_boxes_scores_whole_photographs(tmp_path: Path) -> None:
+    source = tmp_path / "m.csv"
+    source.write_text("image_id,uri,box\na,a.jpg,\n")
+    assert manifest.load(str(source), tmp_path / "s.parquet").has_box is False
+    source.write_text('image_id,uri,box\na,a.jpg,"1,2,3,4"\n')
+    assert manifest.load(str(source), tmp_path / "s.parquet").has_box is True

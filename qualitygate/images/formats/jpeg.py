@@ -85,6 +85,7 @@ class Layout:
     exif_block: bytes = b""
     end: int | None = None  # where the end marker starts
     cut: bool = False  # the file ends inside a segment
+    disorder: bool = False  # a scan refines what hasn't come or repeats what has
 
 
 def read(data: bytes, bound: Bound) -> Raster:
@@ -156,10 +157,7 @@ def _note_scan(layout: Layout, body: bytes) -> None:
     for at in range(1, 1 + 2 * count, 2):
         bits = layout.missing_bits.get(body[at], [])
         for coefficient in range(first, min(last + 1, len(bits))):
-            # libjpeg tolerates that a coefficient is sent anew, again and again: a bomb of a few bytes, since
-            # each scan walks over the whole image.
-            if bits[coefficient] != (before or _NOT_SENT):
-                raise ImageError(ErrorCode.UNDECODABLE, "JPEG: scans out of order")
+            layout.disorder |= bits[coefficient] != (before or _NOT_SENT)
             bits[coefficient] = after
 
 
@@ -187,6 +185,10 @@ def _check_complete(layout: Layout) -> None:
         raise ImageError(ErrorCode.TRUNCATED, f"JPEG: the file ends {where}")
     if any(bits != 0 for component in layout.missing_bits.values() for bits in component):
         raise ImageError(ErrorCode.TRUNCATED, f"JPEG: scans are missing after the first {layout.scans}")
+    if layout.disorder:
+        # libjpeg tolerates that a coefficient is sent anew, again and again: a bomb of a few bytes, since each
+        # scan walks over the whole image.
+        raise ImageError(ErrorCode.UNDECODABLE, "JPEG: scans out of order")
 
 
 def _decode_or_repair(data: bytes, layout: Layout) -> UInt8:

@@ -48,6 +48,7 @@ def read(data: bytes, bound: Bound) -> Raster:
         bound.admit(*canvas)
     still, exif_block = _first_picture(data, min(end, len(data)))
     width, height = _size(still)
+    bound.admit(width, height)
     if canvas is None:
         canvas = (width, height)
     bound.admit(*canvas)
