@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from typing import Literal
 
 from qualitygate.errors import ConfigurationError
-from qualitygate.metrics import focus, reference, scene_statistics
+from qualitygate.metrics import focus, networks, reference, scene_statistics
 from qualitygate.metrics.metric import Metric
+from qualitygate.metrics.networks import PUBLISHED, Parameters
 
-__all__ = ["CATALOGUE", "PAPER", "Metric", "catalogue", "default_names", "select"]
+__all__ = ["CATALOGUE", "PAPER", "PUBLISHED", "Metric", "Parameters", "catalogue", "default_names", "select"]
 
 Backend = Literal["native", "pyiqa"]
 
@@ -24,41 +25,44 @@ CATALOGUE: dict[str, Metric] = {
     "niqe": scene_statistics.NIQE,
     "lapv-cv2": focus.LAPV_CV2,
     "wavs-coef": focus.WAVS_COEF,
+    **networks.catalogue(),
 }
 
-# The eight that the paper compares; a name without an entry above is not built yet.
+# The eight that the paper compares.
 PAPER = ("lapv", "lapm", "wavs", "brisque", "niqe", "musiq", "maniqa", "hyperiqa")
 
 
-def catalogue(backend: Backend = "native") -> dict[str, Metric]:
+def catalogue(backend: Backend = "native", parameters: Parameters = PUBLISHED) -> dict[str, Metric]:
     """The metrics that a backend has, by name; ConfigurationError for an unknown backend."""
-    catalogues = {"native": CATALOGUE, "pyiqa": reference.CATALOGUE}
-    if backend not in catalogues:
-        raise ConfigurationError(f"unknown backend {backend!r}; choose one of {', '.join(catalogues)}")
-    return catalogues[backend]
+    if backend == "native":
+        return CATALOGUE | networks.catalogue(parameters)
+    if backend == "pyiqa":
+        return reference.catalogue(parameters)
+    raise ConfigurationError(f"unknown backend {backend!r}; choose one of native, pyiqa")
 
 
-def default_names(backend: Backend = "native") -> tuple[list[str], dict[str, str]]:
+def default_names(backend: Backend = "native", parameters: Parameters = PUBLISHED) -> tuple[list[str], dict[str, str]]:
     """Those of the paper's eight that can be loaded now, and for the others why not.
 
     Variants such as lapv-cv2 are computed only on request.
     """
     found, skipped = [], {}
+    available = catalogue(backend, parameters)
     for name in PAPER:
-        if name in catalogue(backend):
-            reason = catalogue(backend)[name].unavailable()
+        if name in available:
+            reason = available[name].unavailable()
             if reason is None:
                 found.append(name)
             else:
                 skipped[name] = reason
-        elif name in CATALOGUE:
+        else:
             skipped[name] = _absent(name, backend)
     return found, skipped
 
 
-def select(names: Iterable[str], backend: Backend = "native") -> list[Metric]:
+def select(names: Iterable[str], backend: Backend = "native", parameters: Parameters = PUBLISHED) -> list[Metric]:
     """The metrics of these names in this order, duplicates dropped; ConfigurationError for an unknown one."""
-    available = catalogue(backend)
+    available = catalogue(backend, parameters)
     chosen = {}
     for name in names:
         if name not in available:
@@ -69,7 +73,7 @@ def select(names: Iterable[str], backend: Backend = "native") -> list[Metric]:
 
 def _absent(name: str, backend: str) -> str:
     if name in CATALOGUE:
-        others = ", ".join(reference.CATALOGUE)
+        others = ", ".join(reference.NAMES)
         return f"{backend} has no {name}, only {others}: leave it out or use --backend native"
     close = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""

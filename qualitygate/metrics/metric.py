@@ -33,6 +33,7 @@ class Metric:
         parameters_sha256: content hash of the parameters; None for a metric without any.
         unavailable: why it can't be loaded now, with the remedy; None when it can.
         load: device -> scorer. Called once in each worker.
+        trained: False for seeded random parameters, whose scores mean nothing; marked wherever they show.
         implementation: whose code computes it, with its version where it isn't ours; part of the fingerprint.
     """
 
@@ -51,6 +52,7 @@ class Metric:
     precision: str = "float64"
     backend: Literal["native", "pyiqa"] = "native"
     implementation: str = "qualitygate"
+    trained: bool = True
 
     @property
     def direction(self) -> Literal["higher", "lower"]:

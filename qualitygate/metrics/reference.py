@@ -21,9 +21,10 @@ import numpy as np
 
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics import scene_statistics
+from qualitygate.metrics import networks, scene_statistics
 from qualitygate.metrics.metric import Device, Metric, Score, Scorer
 
+_LICENSE = "PolyForm-Noncommercial-1.0.0 and S-Lab-1.0 (pyiqa)"
 REMEDY = "pip install 'qualitygate[reference]'"
 
 
@@ -122,7 +123,7 @@ def _score(network: Any, photograph: Photograph, device: Device, smallest: int) 
 def _stock(metric: Metric, smallest: int, write: Callable[[Path], Path]) -> Metric:
     return dataclasses.replace(
         metric,
-        code_license="PolyForm-Noncommercial-1.0.0 and S-Lab-1.0 (pyiqa)",
+        code_license=_LICENSE,
         unavailable=unavailable,
         load=_loader(metric.name, smallest, write),
         precision="float32",
@@ -131,7 +132,86 @@ def _stock(metric: Metric, smallest: int, write: Callable[[Path], Path]) -> Metr
     )
 
 
-CATALOGUE: dict[str, Metric] = {
+_CLASSICAL: dict[str, Metric] = {
     "brisque": _stock(scene_statistics.BRISQUE, scene_statistics.BRISQUE_SMALLEST, _write_brisque),
     "niqe": _stock(scene_statistics.NIQE, scene_statistics.NIQE_BLOCK, _write_niqe),
 }
+NAMES = (*_CLASSICAL, *networks.NETWORKS)
+
+
+def catalogue(parameters: networks.Parameters = networks.PUBLISHED) -> dict[str, Metric]:
+    """What pyiqa has of our metrics, with the same parameters as ours."""
+    stock = {
+        name: dataclasses.replace(
+            metric,
+            code_license=_LICENSE,
+            unavailable=_either(unavailable, metric.unavailable),
+            load=_network_loader(networks.NETWORKS[name], parameters),
+            backend="pyiqa",
+            implementation=_implementation(),
+        )
+        for name, metric in networks.catalogue(parameters).items()
+    }
+    return _CLASSICAL | stock
+
+
+def _either(*reasons: Callable[[], str | None]) -> Callable[[], str | None]:
+    return lambda: next((found for reason in reasons if (found := reason())), None)
+
+
+def _network_loader(network: networks.Network, parameters: networks.Parameters) -> Callable[[Device], Scorer]:
+    def load(device: Device) -> Scorer:
+        stock = _build(network)
+        stock.load_state_dict(networks.state_dict(network, parameters), strict=True)
+        stock = stock.to(device).eval()
+
+        def scorer(photographs: Sequence[Photograph]) -> list[Score]:
+            return [_network_score(stock, photograph, device) for photograph in photographs]
+
+        return scorer
+
+    return load
+
+
+def _build(network: networks.Network) -> Any:
+    """pyiqa's module of a preset, without any download.
+
+    Its names differ from ours: its "maniqa" is KonIQ's checkpoint with the Swin scale .8, the paper's PIPAL one
+    has .13. Its constructors fetch a backbone that the strict load would overwrite anyway.
+    """
+    import timm
+
+    create = timm.create_model
+    timm.create_model = lambda name, pretrained=False, **more: create(name, pretrained=False, **more)
+    try:
+        if network.module == "musiq":
+            from pyiqa.archs.musiq_arch import MUSIQ
+
+            return MUSIQ(pretrained=False, num_class=10 if network.name == "musiq-ava" else 1)
+        if network.module == "maniqa":
+            from pyiqa.archs.maniqa_arch import MANIQA
+
+            return MANIQA(pretrained=False, scale=0.13 if network.name == "maniqa" else 0.8)
+        from pyiqa.archs.hypernet_arch import HyperNet
+
+        return HyperNet(pretrained=False)
+    finally:
+        timm.create_model = create
+
+
+def _network_score(stock: Any, photograph: Photograph, device: Device) -> Score:
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(photograph.rgb)).permute(2, 0, 1)[None]
+    try:
+        with torch.inference_mode(), full_precision():
+            value = float(stock(pixels.to(device).float() / 255).reshape(()))
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return Failure(ErrorCode.OUT_OF_MEMORY, f"pyiqa: {error}")
+    except (RuntimeError, IndexError, ValueError, AssertionError) as error:
+        return Failure(ErrorCode.NON_FINITE, f"pyiqa: {type(error).__name__}: {error}")
+    finally:
+        # MANIQA keeps what its hooks saw: after an exception the next photograph would get this one's features.
+        if hasattr(stock, "save_output"):
+            stock.save_output.outputs.clear()
+    return value if math.isfinite(value) else Failure(ErrorCode.NON_FINITE, f"pyiqa returned {value}")

@@ -28,6 +28,7 @@ __all__ = [
     "Located",
     "default_folder",
     "fetch",
+    "license_of",
     "listing",
     "load_state_dict",
     "locate",
@@ -339,6 +340,11 @@ def locate(name: str, weights: str | None = None, *, accept_new_hash: bool = Fal
         return _locate_remote(entry, place.rstrip("/"), accept=accept_new_hash)
     except ConfigurationError as error:
         return str(error)
+
+
+def license_of(name: str) -> str:
+    """The licence of an entry's parameters, as far as their publisher states one."""
+    return weights_manifest.lookup(name).license
 
 
 def _fetching(entry: Entry) -> str:
