@@ -11,6 +11,7 @@ parameters, and scores of 0 to 1 instead of 0 to 100.
 Suffixes: N crops, C channels, H and W pixels or cells of a feature map.
 """
 
+import importlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,9 +122,15 @@ def seeded_state_dict(seed: int) -> dict[str, torch.Tensor]:
 
     Deterministic; activations stay within a few units, and scores differ between photographs.
     """
-    with torch.device("meta"):
-        layout = HyperIqa().state_dict()
+    layout = _empty().state_dict()
     return {key: _seeded(key, tuple(tensor.shape), seed) for key, tensor in layout.items()}
+
+
+def _empty() -> HyperIqa:
+    """The network without memory for its parameters."""
+    importlib.import_module("timm")  # before the context: what it creates when imported is to be real
+    with torch.device("meta"):
+        return HyperIqa()
 
 
 def _seeded(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -146,8 +153,7 @@ def load(
 ) -> Scorer:
     """The scorer of a preset with these parameters; ConfigurationError unless keys and shapes match exactly."""
     crops.check_precision(precision, preset.name)
-    with torch.device("meta"):
-        network = HyperIqa()
+    network = _empty()
     crops.load_strictly(network, state_dict, preset.name)
     network.requires_grad_(False).eval().to(device=device, dtype=torch.float32)
     network.to(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ Departures from the release, all of them pyiqa's, whose published checkpoints an
 Suffixes: N crops, T = 28 x 28 patches of 8 x 8 px, C channels, M heads, W patches of a window.
 """
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -225,7 +226,7 @@ class Maniqa(nn.Module):
         self.fc_weight = _head(nn.Sigmoid())
 
     def drop_unused(self) -> None:
-        """Give up what never contributes to a score: 9 % of the parameters.
+        """Give up what never contributes to a score: 16 % of the parameters.
 
         These are blocks 10 and 11 of the vision transformer, its last norm and its classifier, and one
         convolution in each Swin transformer. A state dictionary must hold them, so load it before.
@@ -271,9 +272,15 @@ def seeded_state_dict(seed: int) -> dict[str, torch.Tensor]:
 
     Deterministic; activations stay within a few units, and scores differ between photographs.
     """
-    with torch.device("meta"):
-        layout = Maniqa(scale=0.8).state_dict()
+    layout = _empty(scale=0.8).state_dict()
     return {key: _seeded(key, tuple(tensor.shape), seed) for key, tensor in layout.items()}
+
+
+def _empty(scale: float) -> Maniqa:
+    """The network without memory for its parameters."""
+    importlib.import_module("timm")  # before the context: what it creates when imported is to be real
+    with torch.device("meta"):
+        return Maniqa(scale)
 
 
 def _seeded(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -299,8 +306,7 @@ def load(
 ) -> Scorer:
     """The scorer of a preset with these parameters; ConfigurationError unless keys and shapes match exactly."""
     crops.check_precision(precision, preset.name)
-    with torch.device("meta"):
-        network = Maniqa(preset.scale)
+    network = _empty(preset.scale)
     crops.load_strictly(network, state_dict, preset.name)
     network.drop_unused()
     network.requires_grad_(False).eval().to(device=device, dtype=torch.float32)

@@ -129,7 +129,7 @@ def test_constants_are_those_of_the_checkpoints(stock):
 
 def test_the_layout_is_that_of_the_checkpoints(stock, state):
     theirs = stock.state_dict()
-    assert list(state) == list(theirs)
+    assert state.keys() == theirs.keys()
     assert all(state[key].shape == theirs[key].shape for key in state)
     assert all(state[key].dtype == theirs[key].dtype for key in state)
 
