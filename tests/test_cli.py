@@ -66,6 +66,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--input", "https://example.org/x"], "scheme 'https'"),
         (["--output", "/proc/nowhere"], "can't be written to"),
         (["--config", "/nowhere.yaml"], "can't be read"),
+        (["--metrics", ""], "no metric is named"),
+        (["--output", ""], "--output is empty"),
+        (["--input", ""], "--input is empty"),
+        (["--commit-rows", "abc"], "commit-rows"),
+        (["--no-such-flag"], "No such option"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_exit_code_2(

@@ -89,19 +89,24 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
     """
     started = time.time()
     output = storage.check_location(config.output, "--output")
+    if not output.strip():
+        raise ConfigurationError("--output is empty; give a folder for the results")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
         plan = _plan(config, progress)
-        manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit, output=output)
-        if manifest.has_box:
-            plan = replace(plan, region="box")
-        scores.table_uri(output)  # refuses paths that the table can't live in
+        spooled = Path(scratch) / "manifest.parquet"
+        manifest = manifests.load(config.input, spooled, limit=config.limit, results=scores.table_uri(output))
         storage.check_writable(output, "--output")
         scores.check_compatible(output, plan.fingerprints(), backfill=config.backfill)
 
         writer = scores.Writer(output, plan.metrics, run_id)
         scores.record_fingerprints(
-            output, {print_: plan.definitions()[name] for name, print_ in plan.fingerprints().items()}
+            output,
+            {
+                fingerprint: plan.definitions()[name][region]
+                for name, by_region in plan.fingerprints().items()
+                for region, fingerprint in by_region.items()
+            },
         )
         storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
         recorder = _Recorder(config, writer, progress)
@@ -254,15 +259,17 @@ def _stream(
         try:
             for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
                 recorder.add(block)
+            recorder.commit()
         except QualityGateError:
             raise
         except Exception as error:
             # A run that was superseded may find its pending rows gone: say what happened, not where it hurt.
+            writer.check_current()
             recorder.commit()
             raise _explained(error) from error
-        recorder.commit()
-        if pending != str(spool):
-            storage.delete_folder(pending)
+        finally:
+            if pending != str(spool):
+                storage.delete_folder(pending)
 
 
 def _explained(error: Exception) -> QualityGateError:
@@ -276,9 +283,12 @@ def _reachable(spool: Path, config: ScoreConfig, epoch: int, cluster: session.Cl
     """The pending rows where every node of the cluster can read them: beside the table, unless all is here."""
     if cluster.local:
         return str(spool)
-    # The claim has made every older run's rows waste paper.
-    storage.delete_folder(storage.join(config.output, "_runs"))
-    target = storage.join(config.output, "_runs", str(epoch), "pending")
+    runs = storage.join(config.output, "_runs")
+    for name in storage.subfolders(runs):
+        # What an older run had to do is waste paper since our claim; a newer one's is not ours to remove.
+        if name.isdigit() and int(name) < epoch:
+            storage.delete_folder(storage.join(runs, name))
+    target = storage.join(runs, str(epoch))
     for file in sorted(spool.glob("*.parquet")):
         storage.write_bytes(storage.join(target, file.name), file.read_bytes())
     return target
@@ -361,7 +371,9 @@ def _write_stats(
         "workers": recorder.workers,
         "versions": _versions(),
     }
-    storage.write_bytes(storage.join(output, "_stats.json"), (json.dumps(stats, indent=1) + "\n").encode())
+    text = (json.dumps(stats, indent=1) + "\n").encode()
+    storage.write_bytes(storage.join(output, "_stats.json"), text)
+    storage.write_bytes(storage.join(output, "_history", f"{run_id}.json"), text)
     return stats
 
 

@@ -39,7 +39,7 @@ def score(
     names = tuple(metrics.split(",")) if isinstance(metrics, str) else metrics
     policy = DecodePolicy(max_pixels=max_pixels, longest_side=longest_side)
     plan = Plan(
-        metrics=tuple(names if names is not None else default_names(backend)[0]),
+        metrics=tuple(name.strip() for name in (default_names(backend)[0] if names is None else names)),
         backend=backend,
         policy=policy,
         max_bytes=max_bytes,
@@ -55,7 +55,7 @@ def score(
 def _several(images: Any) -> Iterable[Any]:
     single = isinstance(images, str | Path | bytes) or hasattr(images, "getexif")
     if isinstance(images, np.ndarray) and images.dtype != object:
-        single = images.ndim <= 3 and not (images.ndim == 3 and images.shape[2] not in (3, 4))
+        single = images.ndim <= 3 and not (images.ndim == 3 and images.shape[2] not in (1, 3, 4))
     if not single and not hasattr(images, "__iter__"):
         raise ConfigurationError(f"images: {type(images).__name__} is no image and no sequence of images")
     return [images] if single else images
