@@ -31,6 +31,8 @@ from qualitygate.tables import scores, storage
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH = 32
+# What a worker may need for the largest photograph that is let in: some 1.8 GB at 100 megapixels.
+_WORKER_BYTES = 2 << 30
 _VERSIONS = (
     "ray",
     "numpy",
@@ -180,7 +182,7 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
             )
         workers = config.workers or max(1, int(cluster.gpus / gpus))
     else:
-        workers = config.workers or int(cluster.cpus)
+        workers = config.workers or max(1, int(min(cluster.cpus, cluster.memory / _WORKER_BYTES)))
     workers = min(workers, rows)
     share = math.floor((cluster.cpus - 1) / workers * 1000) / 1000
     batch = config.batch_size or min(_MAX_BATCH, max(1, math.ceil(rows / (4 * workers))))

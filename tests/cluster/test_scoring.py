@@ -259,6 +259,8 @@ def test_a_pool_always_leaves_a_cpu_for_the_tasks_that_feed_it() -> None:
         pool = scoring.plan_pool(config, plan, session.Cluster(cpus=cpus, gpus=0, local=True), rows=10_000)
         assert pool.workers == cpus
         assert pool.workers * pool.cpus_per_worker <= cpus - 1
+    tight = session.Cluster(cpus=64, gpus=0, local=True, memory=9 << 30)
+    assert scoring.plan_pool(config, plan, tight, rows=10_000).workers == 4
     small = scoring.plan_pool(config, plan, session.Cluster(cpus=8, gpus=0, local=True), rows=3)
     assert (small.workers, small.batch_size) == (3, 1)
     with pytest.raises(ConfigurationError, match="needs 2 at least"):

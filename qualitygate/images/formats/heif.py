@@ -4,8 +4,8 @@ Both formats say how a picture is to be turned with properties of their own (iro
 orientation to be informative only. libheif applies them while decoding; Pillow reports libavif's as an
 orientation, which is applied like any other. EXIF's own is ignored in both, so nothing is turned twice.
 
-An AV1 or HEVC item that ends in many zeros is truncated: its last bit set ends the data, so they were filled
-up, as by a download cut short. Other fillings, and filled sequences (moov), can't be told.
+An AV1 or HEVC item that ends in 16 equal bytes is truncated: a bit of its own ends the data, so these were
+filled up, as by a download cut short. Sequences (moov) that were filled up can't be told.
 
 Every item must lie inside the file, else it is truncated: the libraries notice only what they touch. libheif
 conceals some damage inside an HEVC stream; that can't be told here.
@@ -29,7 +29,7 @@ _PICTURE_TYPES = frozenset(
     {b"hvc1", b"hev1", b"av01", b"avc1", b"vvc1", b"jpeg", b"j2k1", b"unci", b"grid", b"iden", b"iovl", b"tmap"}
 )
 _ENDED_BY_A_BIT = frozenset({b"hvc1", b"hev1", b"av01"})
-_FILLED = bytes(16)
+_SHORTEST_FILL = 16
 _MAX_BOXES = 20_000
 _MAX_EXTENTS = 100_000
 
@@ -118,7 +118,7 @@ def _describe(data: bytes, bound: Bound) -> tuple[Items, exif.Exif]:
             raise ImageError(ErrorCode.TRUNCATED, "the file ends inside an item (AVIF or HEIF)")
     for item in items.coded_items & items.extents.keys():
         if any(_filled(data, offset, length) for offset, length in items.extents[item][-1:]):
-            raise ImageError(ErrorCode.TRUNCATED, "an item filled up with zeros (AVIF or HEIF)")
+            raise ImageError(ErrorCode.TRUNCATED, "an item filled up with equal bytes (AVIF or HEIF)")
     if not any(kind in (b"meta", b"moov") for kind, _, _ in boxes):
         raise ImageError(ErrorCode.TRUNCATED, "the file ends before its description (AVIF or HEIF)")
     return items, _exif(data, items)
@@ -126,7 +126,8 @@ def _describe(data: bytes, bound: Bound) -> tuple[Items, exif.Exif]:
 
 def _filled(data: bytes, offset: int, length: int) -> bool:
     # A length of zero means up to the end of the file.
-    return data[offset : offset + length if length else None].endswith(_FILLED)
+    tail = data[offset : offset + length if length else None][-_SHORTEST_FILL:]
+    return len(tail) == _SHORTEST_FILL and len(set(tail)) == 1
 
 
 def _boxes(data: bytes, position: int, end: int, *, top: bool = False) -> Iterator[tuple[bytes, int, int]]:

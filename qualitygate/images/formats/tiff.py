@@ -289,7 +289,7 @@ def _samples(data: bytes, page: Page) -> Samples:
     across, down = -(-page.width // page.chunk_width), -(-page.height // page.chunk_height)
     if len(page.offsets) < planes * across * down:
         raise _truncated(f"{len(page.offsets)} strips or tiles of {planes * across * down}")
-    kept = _COLOUR_CHANNELS[page.photometric] + (page.alpha > 0)
+    kept = _COLOUR_CHANNELS[page.photometric] + (page.alpha > 0 and page.photometric != _CMYK)
     out: Samples = np.empty((page.height, page.width, kept), np.uint8 if page.bits <= 8 else np.uint16)
     for index in range((kept if page.planar else 1) * across * down):
         plane, place = divmod(index, across * down)
@@ -319,7 +319,7 @@ def _chunk(data: bytes, page: Page, index: int, rows: int, channels: int) -> Ite
     parts = list(bands(rows, row_bytes))
     if page.compression in _UNPACKERS:
         unpacked = _UNPACKERS[page.compression](packed, size).reshape(rows, row_bytes)
-        pieces = (unpacked[part] for part in parts)
+        pieces: Iterator[UInt8] = (unpacked[part] for part in parts)
     else:
         pieces = tiff_codecs.deflate(packed, [(part.stop - part.start) * row_bytes for part in parts])
     for piece in pieces:

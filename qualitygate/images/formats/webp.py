@@ -24,6 +24,7 @@ _MAX_CHUNKS = 100_000
 _SHORTEST_FILL = 16
 # Beyond the last bit that libwebp needs, encoders write less than that.
 _FLUSHED = 8
+_OPENCV_LEAST = 32
 
 
 @dataclass(slots=True)
@@ -121,9 +122,8 @@ def _decode(still: Still, width: int, height: int) -> UInt8:
     if still.alpha is not None and not still.lossless:
         size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
         body = _chunk(b"VP8X", bytes((_ALPHA, 0, 0, 0)) + size) + _chunk(b"ALPH", still.alpha) + body
-    alone = np.frombuffer(b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body, np.uint8)
     with libraries.decoder_errors("WebP"):
-        pixels = cv2.imdecode(alone, cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(_alone(body), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.shape[:2] != (height, width):
         raise ImageError(ErrorCode.TRUNCATED, "WebP: the bit stream ends early or is damaged")
     run = len(still.picture) - len(still.picture.rstrip(still.picture[-1:]))
@@ -140,9 +140,14 @@ def _complete(still: Still, less: int) -> bool:
     import cv2
 
     body = _chunk(b"VP8L" if still.lossless else b"VP8 ", still.picture[:-less])
-    alone = np.frombuffer(b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body, np.uint8)
     with libraries.decoder_errors("WebP"):
-        return cv2.imdecode(alone, cv2.IMREAD_UNCHANGED) is not None
+        return cv2.imdecode(_alone(body), cv2.IMREAD_UNCHANGED) is not None
+
+
+def _alone(body: bytes) -> UInt8:
+    """A file of these chunks. OpenCV refuses files under 32 bytes, so something follows that libwebp ignores."""
+    riff = b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body
+    return np.frombuffer(riff + bytes(max(0, _OPENCV_LEAST - len(riff))), np.uint8)
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
