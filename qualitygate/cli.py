@@ -15,6 +15,9 @@ from qualitygate.config import ScoreConfig, load
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, ErrorCode, QualityGateError
 from qualitygate.report import progress as progress_bars
 
+# Typer carries its own copy of click, whose base class of usage errors has no public name.
+UsageError: Any = typer.BadParameter.__mro__[2]
+
 app = typer.Typer(
     name="qualitygate",
     help="Which photographs are good enough to classify, and where exactly is the line?",
@@ -33,14 +36,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; ends the process with the exit codes of `qualitygate.errors`."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        app(args=arguments, prog_name="qualitygate")
+        code = app(args=arguments, prog_name="qualitygate", standalone_mode=False)
+    except UsageError as error:
+        # Typer's own box takes four lines for one sentence.
+        sys.stderr.write(f"qualitygate: {' '.join(error.format_message().split())} (see --help)\n")
+        sys.exit(2)
     except QualityGateError as error:
         sys.stderr.write(f"qualitygate: {' '.join(str(error).split())}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("qualitygate: stopped\n")
         sys.exit(130)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -100,6 +107,8 @@ def score(
     ] = None,
     backfill: Annotated[bool | None, typer.Option("--backfill", help="Add metrics to rows that lack them.")] = None,
     retry: Annotated[list[str] | None, typer.Option(help="Failures to try again, by code; may be repeated.")] = None,
+    weights: Annotated[str | None, typer.Option(help="File or folder of the networks' parameters.")] = None,
+    untrained: Annotated[bool | None, typer.Option("--untrained", help="Random networks, to try the plumbing.")] = None,
     workers: Annotated[int | None, typer.Option(help="Scoring workers; default: one a core.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Photographs a task; default: by the input's size.")] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs, or a fraction of one, a worker.")] = None,

@@ -30,6 +30,8 @@ class ScoreConfig(BaseModel):
     max_error_rate: float = Field(0.1, ge=0, le=1, description="share of images without any score that fails the run")
     backfill: bool = Field(False, description="add metrics to rows that lack them, or have them by another definition")
     retry: tuple[ErrorCode, ...] = Field((), description="failures of earlier runs to try again, by code")
+    weights: str | None = Field(None, description="file or folder of the networks' parameters; default: the user cache")
+    untrained: bool = Field(False, description="seeded random networks, to try the plumbing: scores mean nothing")
     workers: int | None = Field(None, ge=1, description="scoring workers; default: one a core, or as the GPUs allow")
     batch_size: int | None = Field(None, ge=1, description="photographs a task; default: by the input's size")
     gpus_per_worker: float = Field(1.0, gt=0, description="GPUs, or a fraction of one, for each worker on GPUs")

@@ -218,6 +218,9 @@ def _jpegs(picture: UInt8) -> Files:
         "jpeg_unknown_jfif_revision.jpg": (patched(base, 11, b"\x05"), OK),
         "jpeg_cut_at_two_thirds.jpg": (base[:thirds], TRUNCATED),
         "jpeg_cut_and_end_marker_appended.jpg": (base[:thirds] + EOI, TRUNCATED),
+        "jpeg_filled_up_with_zeros.jpg": (base[:thirds].ljust(len(base), b"\x00"), TRUNCATED),
+        "jpeg_filled_up_and_end_marker.jpg": (base[:thirds] + b"\xaa" * len(base) + EOI, TRUNCATED),
+        "jpeg_progressive_filled_up.jpg": (progressive[:-200].ljust(len(progressive), b"\x00"), TRUNCATED),
         "jpeg_cut_in_header.jpg": (base[: frame + 6], TRUNCATED),
         "jpeg_start_marker_only.jpg": (base[:2], TRUNCATED),
         "jpeg_progressive_cut.jpg": (progressive[: len(progressive) * 2 // 3], TRUNCATED),
@@ -337,6 +340,8 @@ def _other_formats(picture: UInt8) -> Files:
         ("avif", avif),
         ("heic", HEIC_TURNED),
     ):
+        if name in ("webp", "avif"):
+            files[f"{name}_filled_up.{name}"] = (data[: len(data) // 2].ljust(len(data), b"\x00"), TRUNCATED)
         for percent in (5, 50, 95):
             files[f"{name}_cut_at_{percent}_percent.{name[:4]}"] = (
                 data[: len(data) * percent // 100],
@@ -393,9 +398,29 @@ def _bombs() -> Files:
         "bomb.webp": (b"RIFF" + struct.pack("<I", 4 + len(vp8x)) + b"WEBP" + vp8x, TOO_LARGE),
         "bomb.bmp": (bytes(bmp), TOO_LARGE),
         "bomb.tif": (tiff, TOO_LARGE),
+        "many_bytes_a_pixel.tif": (tiff_of_floats(9990, 9990, 5), TOO_LARGE),
         "bomb.avif": (avif, TOO_LARGE),
         "bomb.heic": (heic, TOO_LARGE),
     }
+
+
+def tiff_of_floats(width: int, height: int, samples: int, compressed: bytes = b"") -> bytes:
+    """A float RGB TIFF with as many samples a pixel, in a single deflated strip."""
+    tags = {
+        256: width,
+        257: height,
+        258: 32,
+        259: 8,
+        262: 2,
+        273: 8 + 2 + 12 * 11 + 4,
+        277: samples,
+        278: height,
+        279: len(compressed),
+        338: 0,
+        339: 3,
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\x00" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + compressed
 
 
 def _not_decoded() -> Files:

@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_metrics_are_listed_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _call("metrics", "--json") == 0
+    assert _call("metrics", "--json") == 0  # networks without parameters are listed with the reason
     described = {metric["name"]: metric for metric in json.loads(capsys.readouterr().out)}
     assert set(described) >= {"lapv", "lapm", "wavs", "brisque", "niqe", "lapv-cv2", "wavs-coef"}
     assert {name: described[name]["direction"] for name in ("lapv", "lapm", "wavs", "brisque", "niqe")} == {
@@ -38,7 +38,8 @@ def test_metrics_are_listed_for_programs(capsys: pytest.CaptureFixture[str]) -> 
     }
     for metric in described.values():
         assert {"version", "range", "unit", "reference", "device", "code_license", "weights_license"} <= set(metric)
-        assert metric["parameters_present"] is True
+        assert metric["parameters_present"] is (metric["unavailable"] is None)
+        assert metric["device"] == "gpu" or metric["parameters_present"]
 
 
 def test_metrics_are_listed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +67,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--input", "https://example.org/x"], "scheme 'https'"),
         (["--output", "/proc/nowhere"], "can't be written to"),
         (["--config", "/nowhere.yaml"], "can't be read"),
+        (["--metrics", ""], "no metric is named"),
+        (["--output", ""], "--output is empty"),
+        (["--input", ""], "--input is empty"),
+        (["--commit-rows", "abc"], "commit-rows"),
+        (["--no-such-flag"], "No such option"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_exit_code_2(

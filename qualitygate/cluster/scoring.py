@@ -22,8 +22,9 @@ from qualitygate.cluster import session
 from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrupted, QualityGateError
 from qualitygate.images.decode import DecodePolicy
-from qualitygate.metrics import default_names, select
+from qualitygate.metrics import Parameters, default_names, select
 from qualitygate.metrics.metric import Device
+from qualitygate.metrics.networks import pinned
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import manifest as manifests
 from qualitygate.tables import scores, storage
@@ -31,6 +32,8 @@ from qualitygate.tables import scores, storage
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH = 32
+# What a worker may need for the largest photograph that is let in: some 1.8 GB at 100 megapixels.
+_WORKER_BYTES = 2 << 30
 _VERSIONS = (
     "ray",
     "numpy",
@@ -89,19 +92,26 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
     """
     started = time.time()
     output = storage.check_location(config.output, "--output")
+    if not output.strip():
+        raise ConfigurationError("--output is empty; give a folder for the results")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
-        plan = _plan(config, progress)
-        manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit, output=output)
-        if manifest.has_box:
-            plan = replace(plan, region="box")
-        scores.table_uri(output)  # refuses paths that the table can't live in
+        plan, notes = _plan(config)
+        spooled = Path(scratch) / "manifest.parquet"
+        manifest = manifests.load(config.input, spooled, limit=config.limit, results=scores.table_uri(output))
         storage.check_writable(output, "--output")
         scores.check_compatible(output, plan.fingerprints(), backfill=config.backfill)
+        for note in notes:
+            progress.note(note)
 
         writer = scores.Writer(output, plan.metrics, run_id)
         scores.record_fingerprints(
-            output, {print_: plan.definitions()[name] for name, print_ in plan.fingerprints().items()}
+            output,
+            {
+                fingerprint: plan.definitions()[name][region]
+                for name, by_region in plan.fingerprints().items()
+                for region, fingerprint in by_region.items()
+            },
         )
         storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
         recorder = _Recorder(config, writer, progress)
@@ -135,25 +145,34 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
     return Summary(run_id=run_id, output=output, stats=stats)
 
 
-def _plan(config: ScoreConfig, progress: Progress) -> Plan:
+def _plan(config: ScoreConfig) -> tuple[Plan, list[str]]:
+    """What to compute, and what the user should know about it before it starts."""
+    notes = []
+    parameters = Parameters(weights=config.weights, untrained=config.untrained)
     if config.metrics is None:
-        names, skipped = default_names(config.backend)
+        names, skipped = default_names(config.backend, parameters)
         for name, why in skipped.items():
-            progress.note(f"{name} is skipped: {why}")
+            notes.append(f"{name} is skipped: {why}")
     else:
         names = list(config.metrics)
-    metrics = select(names, backend=config.backend)
+    metrics = select(names, config.backend, parameters)
     for metric in metrics:
         if reason := metric.unavailable():
             raise ConfigurationError(f"{metric.name} can't be computed: {reason}")
+        if not metric.trained:
+            notes.append(f"{metric.name} is untrained: its scores show that the plumbing works and nothing else")
+        if metric.device == "gpu" and config.device == "cpu" and "maniqa" in metric.name:
+            notes.append(f"{metric.name} on a CPU takes 6 TFLOP, about a minute on a core, for each photograph")
     device: Device = "cuda" if config.device == "cuda" else "cpu"
-    return Plan(
+    plan = Plan(
         metrics=tuple(metric.name for metric in metrics),
         backend=config.backend,
         device=device,
         policy=DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side),
         max_bytes=config.max_bytes,
+        parameters=pinned(tuple(metric.name for metric in metrics), parameters),
     )
+    return plan, notes
 
 
 def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: int) -> Pool:
@@ -175,7 +194,7 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
             )
         workers = config.workers or max(1, int(cluster.gpus / gpus))
     else:
-        workers = config.workers or int(cluster.cpus)
+        workers = config.workers or max(1, int(min(cluster.cpus, cluster.memory / _WORKER_BYTES)))
     workers = min(workers, rows)
     share = math.floor((cluster.cpus - 1) / workers * 1000) / 1000
     batch = config.batch_size or min(_MAX_BATCH, max(1, math.ceil(rows / (4 * workers))))
@@ -254,15 +273,17 @@ def _stream(
         try:
             for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
                 recorder.add(block)
+            recorder.commit()
         except QualityGateError:
             raise
         except Exception as error:
             # A run that was superseded may find its pending rows gone: say what happened, not where it hurt.
+            writer.check_current()
             recorder.commit()
             raise _explained(error) from error
-        recorder.commit()
-        if pending != str(spool):
-            storage.delete_folder(pending)
+        finally:
+            if pending != str(spool):
+                storage.delete_folder(pending)
 
 
 def _explained(error: Exception) -> QualityGateError:
@@ -276,9 +297,12 @@ def _reachable(spool: Path, config: ScoreConfig, epoch: int, cluster: session.Cl
     """The pending rows where every node of the cluster can read them: beside the table, unless all is here."""
     if cluster.local:
         return str(spool)
-    # The claim has made every older run's rows waste paper.
-    storage.delete_folder(storage.join(config.output, "_runs"))
-    target = storage.join(config.output, "_runs", str(epoch), "pending")
+    runs = storage.join(config.output, "_runs")
+    for name in storage.subfolders(runs):
+        # What an older run had to do is waste paper since our claim; a newer one's is not ours to remove.
+        if name.isdigit() and int(name) < epoch:
+            storage.delete_folder(storage.join(runs, name))
+    target = storage.join(runs, str(epoch))
     for file in sorted(spool.glob("*.parquet")):
         storage.write_bytes(storage.join(target, file.name), file.read_bytes())
     return target
@@ -355,13 +379,16 @@ def _write_stats(
         },
         "metrics": audit.metrics,
         "fingerprints": plan.fingerprints(),
+        "untrained": [metric.name for metric in plan.selected() if not metric.trained],
         "seconds_by_stage": {stage: round(value, 3) for stage, value in sorted(recorder.stages.items())},
         "busy_seconds": round(recorder.busy_seconds, 3),
         "pool": asdict(recorder.pool) if recorder.pool else None,
         "workers": recorder.workers,
         "versions": _versions(),
     }
-    storage.write_bytes(storage.join(output, "_stats.json"), (json.dumps(stats, indent=1) + "\n").encode())
+    text = (json.dumps(stats, indent=1) + "\n").encode()
+    storage.write_bytes(storage.join(output, "_stats.json"), text)
+    storage.write_bytes(storage.join(output, "_history", f"{run_id}.json"), text)
     return stats
 
 

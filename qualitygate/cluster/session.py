@@ -1,6 +1,7 @@
 """Ray sessions: a cluster when there is one, this machine otherwise."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,11 +20,12 @@ OBJECT_STORE_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What a session may use. `local` tells that it lives on this machine alone and ends with this process."""
+    """What a session may use; memory in bytes. A `local` one lives on this machine alone and ends with this process."""
 
     cpus: float
     gpus: float
     local: bool
+    memory: float = math.inf
 
 
 @contextmanager
@@ -107,4 +109,9 @@ def _describe(*, local: bool) -> Cluster:
     import ray
 
     resources = ray.cluster_resources()
-    return Cluster(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0), local=local)
+    return Cluster(
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        local=local,
+        memory=resources.get("memory", math.inf),
+    )

@@ -9,7 +9,8 @@ Not applied: ICC profiles and gamma (scores are of the stored values, as in the 
 the metrics), XMP orientation. Alpha goes on white; 16 bits are scaled to 8.
 
 Peak memory beside the file's own bytes, per pixel of the whole photograph: 3 bytes for a baseline JPEG, 6-9
-for a progressive one, 3-12 for other formats (their modules say); a quarter turn or a box adds 3.
+for a progressive one, 3-15 for other formats (their modules say; a TIFF's single strip of LZW, PackBits or JPEG
+comes on top); a quarter turn or a box adds 3.
 
 Thread-safe: no global of a library is changed, none is read but the number of OpenCV's threads, which doesn't
 change a pixel. Nothing is printed.

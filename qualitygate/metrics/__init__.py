@@ -63,11 +63,13 @@ def default_names(backend: Backend = "native", parameters: Parameters = PUBLISHE
 def select(names: Iterable[str], backend: Backend = "native", parameters: Parameters = PUBLISHED) -> list[Metric]:
     """The metrics of these names in this order, duplicates dropped; ConfigurationError for an unknown one."""
     available = catalogue(backend, parameters)
-    chosen = {}
-    for name in names:
+    chosen: dict[str, Metric] = {}
+    for name in (name.strip() for name in names):
         if name not in available:
             raise ConfigurationError(_absent(name, backend))
         chosen[name] = available[name]
+    if not chosen:
+        raise ConfigurationError(f"no metric is named; choose among {', '.join(available)}")
     return list(chosen.values())
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from qualitygate.errors import ConfigurationError, Failure, ImageError
 from qualitygate.images.decode import DecodePolicy, photograph_of
-from qualitygate.metrics import default_names
+from qualitygate.metrics import Parameters, default_names
 from qualitygate.metrics.rows import MAX_BYTES, Plan, Request, Row, RowScorer, to_table
 from qualitygate.tables import scores, storage
 
@@ -24,6 +24,8 @@ def score(
     longest_side: int | None = None,
     max_pixels: int = 100_000_000,
     max_bytes: int = MAX_BYTES,
+    weights: str | None = None,
+    untrained: bool = False,
 ) -> pa.Table:
     """One row for each image, in order, with the columns and the numbers of the score table.
 
@@ -31,6 +33,8 @@ def score(
         (H, W, 3) RGB or (H, W, 4) RGBA, uint8; or PIL images), mixed as you like; or a single one of these.
     metrics: names, or several in one string with commas; default: all whose parameters are present.
     longest_side: scoring resolution in pixels; default: each image's own.
+    weights: file or folder of the networks' parameters; default: the user cache.
+    untrained: seeded random networks, to try the plumbing; such scores mean nothing, and their fingerprint says so.
 
     `image_id` is the path as given, or the position for images without one. An image that can't be read or
     scored gets a row that says why, as in the job. Raises ConfigurationError for unknown metrics and for things
@@ -38,11 +42,13 @@ def score(
     """
     names = tuple(metrics.split(",")) if isinstance(metrics, str) else metrics
     policy = DecodePolicy(max_pixels=max_pixels, longest_side=longest_side)
+    parameters = Parameters(weights=weights, untrained=untrained)
     plan = Plan(
-        metrics=tuple(names if names is not None else default_names(backend)[0]),
+        metrics=tuple(name.strip() for name in (default_names(backend, parameters)[0] if names is None else names)),
         backend=backend,
         policy=policy,
         max_bytes=max_bytes,
+        parameters=parameters,
     )
     for metric in plan.selected():
         if reason := metric.unavailable():
@@ -55,7 +61,7 @@ def score(
 def _several(images: Any) -> Iterable[Any]:
     single = isinstance(images, str | Path | bytes) or hasattr(images, "getexif")
     if isinstance(images, np.ndarray) and images.dtype != object:
-        single = images.ndim <= 3 and not (images.ndim == 3 and images.shape[2] not in (3, 4))
+        single = images.ndim <= 3 and not (images.ndim == 3 and images.shape[2] not in (1, 3, 4))
     if not single and not hasattr(images, "__iter__"):
         raise ConfigurationError(f"images: {type(images).__name__} is no image and no sequence of images")
     return [images] if single else images

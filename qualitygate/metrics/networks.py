@@ -13,6 +13,7 @@ from typing import Any
 from qualitygate.errors import ConfigurationError
 from qualitygate.metrics import weights
 from qualitygate.metrics.metric import Device, Metric, Scorer
+from qualitygate.metrics.weights import Located
 
 # Bytes differ between seeds and nothing else does: one seed is enough to try the plumbing.
 UNTRAINED_SEED = 0
@@ -29,7 +30,7 @@ class Parameters:
 
     weights: str | None = None
     untrained: bool = False
-    located: tuple[weights.Located, ...] = ()
+    located: tuple[Located, ...] = ()
 
 
 PUBLISHED = Parameters()
@@ -63,7 +64,7 @@ NETWORKS: dict[str, Network] = {
     for network in (
         _network("musiq", "musiq", "musiq-koniq", "KonIQ-10k", _MUSIQ, range=(0.0, 100.0)),
         _network("maniqa", "maniqa", "maniqa-pipal", "PIPAL", _MANIQA, range=(0.0, None)),
-        _network("hyperiqa", "hyperiqa", "hyperiqa-koniq", "KonIQ-10k", _HYPERIQA, range=(0.0, 1.0)),
+        _network("hyperiqa", "hyperiqa", "hyperiqa-koniq", "KonIQ-10k", _HYPERIQA, range=(None, None)),
         _network("musiq-spaq", "musiq", "musiq-spaq", "SPAQ", _MUSIQ, range=(0.0, 100.0)),
         _network("musiq-ava", "musiq", "musiq-ava", "AVA", _MUSIQ, range=(1.0, 10.0)),
         _network("musiq-paq2piq", "musiq", "musiq-paq2piq", "PaQ-2-PiQ", _MUSIQ, range=(0.0, 100.0)),
@@ -123,7 +124,7 @@ def untrained_state_dict(module: Any, name: str) -> Mapping[str, Any]:
     return seeded(UNTRAINED_SEED)
 
 
-def located(network: Network, parameters: Parameters) -> "weights.Located | str":
+def located(network: Network, parameters: Parameters) -> Located | str:
     """The file that serves a network, or why there is none."""
     for found in parameters.located:
         if found.name == network.weights:
@@ -132,7 +133,7 @@ def located(network: Network, parameters: Parameters) -> "weights.Located | str"
 
 
 @lru_cache(maxsize=32)
-def _locate(entry: str, place: str | None) -> "weights.Located | str":
+def _locate(entry: str, place: str | None) -> Located | str:
     # Hashes half a gigabyte: once a process. What a user names is the user's own, whatever its hash.
     return weights.locate(entry, place, accept_new_hash=place is not None)
 
@@ -156,6 +157,4 @@ def pinned(names: tuple[str, ...], parameters: Parameters) -> Parameters:
     if parameters.untrained:
         return parameters
     found = [located(NETWORKS[name], parameters) for name in names if name in NETWORKS]
-    return Parameters(
-        weights=parameters.weights, located=tuple(one for one in found if isinstance(one, weights.Located))
-    )
+    return Parameters(weights=parameters.weights, located=tuple(one for one in found if isinstance(one, Located)))

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ import pyarrow as pa
 from qualitygate.errors import RETRIED_CODES, ErrorCode, Failure, ImageError
 from qualitygate.images.decode import Box, Decoded, DecodePolicy, decode
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics import select
+from qualitygate.metrics import PUBLISHED, Parameters, select
 from qualitygate.metrics.metric import Device, Metric, Score, Scorer
 from qualitygate.tables import scores, storage
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 MAX_BYTES = 512 << 20
+REGIONS = ("whole", "box")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,23 +39,33 @@ class Plan:
     backend: Literal["native", "pyiqa"] = "native"
     device: Device = "cpu"
     policy: DecodePolicy = field(default_factory=DecodePolicy)
-    region: Literal["whole", "box"] = "whole"
     max_bytes: int = MAX_BYTES
+    parameters: Parameters = PUBLISHED
 
     def selected(self) -> list[Metric]:
         """The metrics themselves, in order."""
-        return select(self.metrics, backend=self.backend)
+        return select(self.metrics, self.backend, self.parameters)
 
-    def definitions(self) -> dict[str, dict[str, Any]]:
-        """By metric, everything that a score depends on besides the bytes: what its fingerprint stands for."""
-        return {metric.name: _definition(metric, self) for metric in self.selected()}
+    def definitions(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """By metric and region, all that a score depends on besides the bytes: what its fingerprint stands for."""
+        return {
+            metric.name: {region: _definition(metric, self, region) for region in REGIONS} for metric in self.selected()
+        }
 
-    def fingerprints(self) -> dict[str, str]:
-        """By metric, the 16 hexadecimal digits that scores of one definition share."""
-        return {name: fingerprint(definition) for name, definition in self.definitions().items()}
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """By metric and region, the 16 hexadecimal digits that scores of one definition share."""
+        return {
+            name: {region: fingerprint(definition) for region, definition in by_region.items()}
+            for name, by_region in self.definitions().items()
+        }
 
 
-def _definition(metric: Metric, plan: Plan) -> dict[str, Any]:
+def region_of(box: Sequence[int] | None) -> str:
+    """Which of REGIONS a row scores: a box of a photograph isn't comparable with a whole one."""
+    return "whole" if box is None else "box"
+
+
+def _definition(metric: Metric, plan: Plan, region: str) -> dict[str, Any]:
     return {
         "metric": metric.name,
         "version": metric.version,
@@ -63,14 +74,20 @@ def _definition(metric: Metric, plan: Plan) -> dict[str, Any]:
         "parameters_sha256": metric.parameters_sha256(),
         "precision": metric.precision,
         "decode": plan.policy.describe(),
-        "region": plan.region,
+        "region": region,
+        # Only where it must be said, so that trained definitions read as they always did.
+        **({} if metric.trained else {"trained": False}),
     }
 
 
 def fingerprint(definition: Mapping[str, Any]) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of the definition's canonical JSON."""
+    """First 16 hexadecimal digits of the SHA-256 of the definition's canonical JSON.
+
+    That of an untrained network says so, and with it every row that carries it.
+    """
     canonical = json.dumps(definition, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    digits = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return digits if definition.get("trained", True) else f"untrained-{digits}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +152,7 @@ class RowScorer:
         }
         wanted = self._keep_what_holds(row, request, digest)
         if not wanted:
-            return _with_status(row, self._plan.metrics)
+            return _with_status(row, request.previous)
         try:
             with self._timed("decode"):
                 decoded = _guarded_decode(fetched.data, self._plan.policy, request.box)
@@ -145,7 +162,7 @@ class RowScorer:
         row |= _seen(decoded)
         for metric in wanted:
             self._store(row, metric, self._score(metric, decoded.photograph))
-        return _with_status(row, self._plan.metrics)
+        return _with_status(row, request.previous)
 
     def photograph_row(self, image_id: str, photograph: Photograph) -> Row:
         """The row of pixels that were never a file."""
@@ -153,7 +170,7 @@ class RowScorer:
         row["width"], row["height"] = photograph.width, photograph.height
         for metric in self._metrics:
             self._store(row, metric, self._score(metric, photograph))
-        return _with_status(row, self._plan.metrics)
+        return _with_status(row, None)
 
     def failed_row(self, request: Request, failure: Failure) -> Row:
         """The row of an image without pixels.
@@ -161,10 +178,31 @@ class RowScorer:
         A failure that may pass doesn't take the place of scores: their row stays until the image can be read.
         """
         previous = request.previous
-        if previous and previous["status"] != "error" and failure.code in RETRIED_CODES:
-            logger.warning("%s: kept its scores, could not read it again: %s", request.image_id, failure.message)
-            return previous
+        if previous and previous["status"] != "error":
+            if failure.code is ErrorCode.WORKER_CRASH and previous["etag"] == request.etag:
+                return self._crashed_again(previous, failure)
+            if failure.code in RETRIED_CODES and failure.code is not ErrorCode.WORKER_CRASH:
+                logger.warning("%s: kept its scores, could not read it again: %s", request.image_id, failure.message)
+                return previous
         return self._fail(self._blank(request), self._metrics, failure)
+
+    def _crashed_again(self, previous: Row, failure: Failure) -> Row:
+        """The row of unchanged content that killed its worker over a metric it lacked: other scores stay.
+
+        The attempts count the crashes, so that the next run but one leaves it alone.
+        """
+        before = previous["attempts"] if previous["error_code"] == failure.code else 0
+        row = previous | {"attempts": before + 1, "run_id": self._run_id, "scored_at": datetime.now(UTC)}
+        for metric in self._metrics:
+            state, known = scores.state_column(metric.name), scores.fingerprint_column(metric.name)
+            fingerprint_now = self._fingerprint(metric, previous["box"])
+            if previous.get(state) != scores.OK or previous.get(known) != fingerprint_now:
+                row |= {metric.name: None, state: scores.failed(failure.code), known: fingerprint_now}
+        row |= {"error_code": failure.code.value, "error_message": failure.message}
+        return _with_status(row, None)
+
+    def _fingerprint(self, metric: Metric, box: Sequence[int] | None) -> str:
+        return self._fingerprints[metric.name][region_of(box)]
 
     def _blank(self, request: Request) -> Row:
         previous = request.previous
@@ -195,7 +233,7 @@ class RowScorer:
         wanted = []
         for metric in self._metrics:
             state, known = scores.state_column(metric.name), scores.fingerprint_column(metric.name)
-            holds = previous.get(known) == self._fingerprints[metric.name]
+            holds = previous.get(known) == self._fingerprint(metric, request.box)
             if holds and previous.get(state) == scores.OK:
                 row |= {name: previous[name] for name in (metric.name, state, known)}
             else:
@@ -218,7 +256,7 @@ class RowScorer:
         return score
 
     def _store(self, row: Row, metric: Metric, score: Score) -> None:
-        row[scores.fingerprint_column(metric.name)] = self._fingerprints[metric.name]
+        row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])
         if isinstance(score, Failure):
             row[metric.name] = None
             row[scores.state_column(metric.name)] = scores.failed(score.code)
@@ -232,7 +270,7 @@ class RowScorer:
         for metric in wanted:
             row[metric.name] = None
             row[scores.state_column(metric.name)] = scores.failed(failure.code)
-            row[scores.fingerprint_column(metric.name)] = self._fingerprints[metric.name]
+            row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])
         row |= {
             "status": "error",
             "error_code": failure.code.value,
@@ -267,11 +305,17 @@ def _seen(decoded: Decoded) -> Row:
     }
 
 
-def _with_status(row: Row, requested: Iterable[str]) -> Row:
-    """`ok` when every requested metric has a score, `partial` when some have, `error` when none has."""
-    states = [row[scores.state_column(name)] for name in requested]
-    done = sum(state == scores.OK for state in states)
+def _with_status(row: Row, previous: Row | None) -> Row:
+    """`ok` when every metric that was asked for, now or before, has a score; `partial` for some; `error` for none."""
+    states = {name: state for name, state in row.items() if name.endswith("_state") and state is not None}
+    states = {name: state for name, state in states.items() if state != scores.NOT_REQUESTED}
+    done = sum(state == scores.OK for state in states.values())
     row["status"] = "ok" if done == len(states) else "partial" if done else "error"
+    if row["status"] != "ok" and row.get("error_code") is None:
+        # What was kept of an earlier row has failed then: its reason still stands.
+        name, state = next((name, state) for name, state in states.items() if state != scores.OK)
+        row["error_code"] = state.removeprefix(scores.FAILED)
+        row["error_message"] = previous["error_message"] if previous else name.removesuffix("_state")
     return row
 
 

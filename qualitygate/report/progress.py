@@ -99,27 +99,36 @@ class LogProgress:
 
 
 class _Counts:
+    """The rate counts from the first rows on: what came before was starting up."""
+
     def __init__(self, *, total: int = 0, done: int = 0) -> None:
         self.total, self.done, self.new, self.errors = total, done, 0, 0
-        self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None
 
     def add(self, rows: int, errors: int) -> None:
         self.new += rows
         self.errors += errors
+        if self._first is None:
+            self._first = (time.monotonic(), self.new)
 
     @property
     def finished(self) -> bool:
         return self.done + self.new >= self.total
 
     @property
-    def rate(self) -> float:
-        return self.new / max(time.monotonic() - self._started, 1e-9)
+    def rate(self) -> float | None:
+        if self._first is None or self.new == self._first[1]:
+            return None
+        return (self.new - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
 
     def rate_and_errors(self, unit: str) -> str:
-        return f"{self.rate:.1f} {unit}/s, {self.errors:,} errors"
+        rate = "" if self.rate is None else f"{self.rate:.1f} {unit}/s, "
+        return f"{rate}{self.errors:,} errors"
 
     def time_left(self) -> str:
-        seconds = round((self.total - self.done - self.new) / self.rate) if self.new else 0
+        if self.rate is None:
+            return "unknown"
+        seconds = round((self.total - self.done - self.new) / self.rate)
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 

@@ -41,7 +41,7 @@ def of_run(stats: Mapping[str, Any], output: str) -> str:
     if manifest["by_code"]:
         lines.append("codes:  " + ", ".join(f"{count:,} {code}" for code, count in manifest["by_code"].items()))
     lines.append(f"table:  {output}/scores (Delta Lake; 'qualitygate export' writes Parquet or CSV)")
-    return _rendered(metric_ranges(stats["metrics"]), *lines)
+    return _rendered(metric_ranges(stats["metrics"], untrained=stats.get("untrained", ())), *lines)
 
 
 def of_demo(stats: Mapping[str, Any], correlations: Mapping[str, float]) -> str:
@@ -51,7 +51,12 @@ def of_demo(stats: Mapping[str, Any], correlations: Mapping[str, float]) -> str:
     return _rendered(metric_ranges(stats["metrics"], column), f"status: {status}\n")
 
 
-def metric_ranges(metrics: Mapping[str, Any], extra: Mapping[str, Mapping[str, str]] | None = None) -> Table:
+def metric_ranges(
+    metrics: Mapping[str, Any],
+    extra: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    untrained: Sequence[str] = (),
+) -> Table:
     """A line for each metric: direction, median, range, how many have no score; further columns by title."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
@@ -62,7 +67,7 @@ def metric_ranges(metrics: Mapping[str, Any], extra: Mapping[str, Mapping[str, s
         done = found["states"].get("ok", 0)
         direction = CATALOGUE[name].direction if name in CATALOGUE else "?"
         table.add_row(
-            name,
+            f"{name} (UNTRAINED: no quality)" if name in untrained else name,
             direction,
             _number(found["median"]),
             _number(found["min"]),

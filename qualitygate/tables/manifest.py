@@ -4,10 +4,13 @@ Whatever the input, it becomes one Parquet file of the same five columns, in the
 `image_id, uri, box, etag, bytes`. Rows stream through it: a manifest may be larger than memory.
 """
 
+import contextlib
+import csv
 import fnmatch
 import glob
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,31 +42,28 @@ _WILDCARDS = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A normalised manifest on local disk. `has_box` tells whether regions, not whole photographs, are scored."""
+    """A normalised manifest on local disk."""
 
     path: Path
     rows: int
-    has_box: bool
     source: str
 
 
-def load(source: str, spool: Path, *, limit: int | None = None, output: str | None = None) -> Manifest:
+def load(source: str, spool: Path, *, limit: int | None = None, results: str | None = None) -> Manifest:
     """Normalise `source` into the Parquet file `spool`.
 
-    output: where the results go; a listing leaves it out, since results are no images.
+    results: the folder of the score table; listings leave it out, since results are no images.
 
     Raises ConfigurationError, in one line with the remedy: nothing there, a table without its columns, an
     image_id twice or absent, an empty input.
     """
     source = storage.check_location(source, "--input")
+    if not source.strip():
+        raise ConfigurationError("--input is empty; give a folder, a glob, a file or a manifest")
     if storage.is_local(source):
         source = os.path.abspath(source)
-    if output is not None and storage.is_local(output):
-        output = os.path.abspath(os.fsdecode(storage.local_path(output)))
-    if output is not None and output.rstrip("/") == source.rstrip("/"):
-        raise ConfigurationError(f"--output {storage.redact(source)!r} is --input itself; choose another folder")
     try:
-        found, has_box = _normalise(source, spool, limit, output)
+        found = _normalise(source, spool, limit, results)
     except ImageError as error:
         raise ConfigurationError(f"--input {storage.redact(source)!r}: {error.failure.message}") from error
     if not found:
@@ -71,42 +71,60 @@ def load(source: str, spool: Path, *, limit: int | None = None, output: str | No
             f"--input {storage.redact(source)!r} holds no images; "
             "give a folder, a glob, a file or a manifest with at least one row"
         )
-    return Manifest(path=spool, rows=found, has_box=has_box, source=source)
+    return Manifest(path=spool, rows=found, source=source)
 
 
-def _normalise(source: str, spool: Path, limit: int | None, output: str | None) -> tuple[int, bool]:
+def _normalise(source: str, spool: Path, limit: int | None, results: str | None) -> int:
     try:
         if storage.is_folder(source):
-            return _spool_listing(storage.walk(source, leave_out=output), spool, limit), False
+            return _spool_listing(_without(storage.walk(source), source, results), spool, limit)
         if storage.exists(source):
             if source.lower().endswith(TABLE_SUFFIXES):
                 return _spool_table(source, spool, limit)
-            return _spool_listing(iter([_single(source)]), spool, limit), False
+            return _spool_listing(iter([_single(source)]), spool, limit)
         if _WILDCARDS.search(source):
-            return _spool_listing(_matching(source), spool, limit), False
+            root = _root_of(source)
+            return _spool_listing(_without(_matching(source, root), root, results), spool, limit)
     except OSError as error:
         reason = error.strerror or storage.redact(str(error)).splitlines()[0][:200]
         raise ConfigurationError(f"--input {storage.redact(source)!r} can't be read: {reason}") from error
     raise ConfigurationError(f"--input {storage.redact(source)!r} does not exist; check the path")
 
 
+def _without(listing: Iterator[storage.Listed], root: str, results: str | None) -> Iterator[storage.Listed]:
+    """The listing of `root` without what lies in the results folder, also where links lead there."""
+    if results is None or storage.is_local(root) != storage.is_local(results):
+        return listing
+    if storage.is_local(root):
+        below = os.path.relpath(os.path.realpath(results), os.path.realpath(root))
+    else:
+        prefix = root.rstrip("/") + "/"
+        below = results.removeprefix(prefix) if results.startswith(prefix) else ".."
+    if below.split("/")[0] == "..":
+        return listing
+    return (item for item in listing if not item.name.startswith(below + "/"))
+
+
 def _single(source: str) -> storage.Listed:
     name = source.rsplit("/", 1)[-1]
-    image_id = os.fsencode(name).decode("utf-8", "backslashreplace")
-    uri = storage.uri_of_path(source) if storage.is_local(source) else source
-    return storage.Listed(name=image_id, uri=uri, etag=None, bytes=None)
+    if storage.is_local(source):
+        return storage.listed_file(source, name)
+    return storage.Listed(name=name, uri=source, etag=None, bytes=None)
 
 
-def _matching(pattern: str) -> Iterator[storage.Listed]:
-    """Files that match a glob; ids are relative to the part before the first wildcard."""
+def _root_of(pattern: str) -> str:
     start = _WILDCARDS.search(pattern)
     assert start is not None
-    root = pattern[: start.start()].rpartition("/")[0] or "/"
+    return pattern[: start.start()].rpartition("/")[0] or "/"
+
+
+def _matching(pattern: str, root: str) -> Iterator[storage.Listed]:
+    """Files that match a glob; ids are relative to the part before the first wildcard."""
     if storage.is_local(pattern):
         for path in sorted(glob.iglob(pattern, recursive=True)):
-            if os.path.isfile(path) and not storage.hidden(os.path.basename(path)):
-                name = os.fsencode(os.path.relpath(path, root)).decode("utf-8", "backslashreplace")
-                yield storage.Listed(name=name, uri=storage.uri_of_path(path), etag=None, bytes=None)
+            name = os.path.relpath(path, root)
+            if os.path.isfile(path) and not any(storage.hidden(part) for part in name.split("/")):
+                yield storage.listed_file(path, name)
     else:
         for listed in storage.walk(root):
             if fnmatch.fnmatchcase(listed.uri, pattern):
@@ -135,26 +153,41 @@ def _spool_listing(listing: Iterator[storage.Listed], spool: Path, limit: int | 
     return rows
 
 
-def _spool_table(source: str, spool: Path, limit: int | None) -> tuple[int, bool]:
+def _spool_table(source: str, spool: Path, limit: int | None) -> int:
     with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch:
         local = source
         if not storage.is_local(source):
             local = str(Path(scratch) / ("manifest" + Path(source).suffix.lower()))
             storage.download(source, local)
-        return _normalise_table(local, source, spool, limit)
+        rows, has_etags = _normalise_table(local, source, spool, limit)
+        if not has_etags:
+            _mark_changes(spool, Path(scratch) / "marked.parquet")
+        return rows
+
+
+def _mark_changes(spool: Path, marked: Path) -> None:
+    """Give local files their change marks, so that another content behind the same path is noticed."""
+    with pq.ParquetFile(spool) as unmarked, pq.ParquetWriter(marked, SCHEMA) as writer:
+        for batch in unmarked.iter_batches(_ROWS_AT_ONCE):
+            rows = batch.to_pylist()
+            for row in rows:
+                if row["uri"] and storage.is_local(row["uri"]):
+                    with contextlib.suppress(ImageError):
+                        row["etag"], _ = storage.change_marks(storage.local_path(row["uri"]))
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+    shutil.move(marked, spool)
 
 
 def _normalise_table(local: str, source: str, spool: Path, limit: int | None) -> tuple[int, bool]:
     import duckdb
 
     name = storage.redact(source)
-    relation = _reader(local)
     with connect() as database:
         try:
-            described = database.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall()
-        except duckdb.Error as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ConfigurationError(f"manifest {name!r} can't be read as a table: {reason}") from error
+            relation = _reader(local)
+            described = database.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall() if relation else []
+        except (duckdb.Error, UnicodeDecodeError, csv.Error) as error:
+            raise ConfigurationError(f"manifest {name!r} can't be read as a table: {_reason(error)}") from error
         types = {column[0]: column[1] for column in described}
         absent = [column for column in ("image_id", "uri") if column not in types]
         if absent:
@@ -171,28 +204,50 @@ def _normalise_table(local: str, source: str, spool: Path, limit: int | None) ->
         try:
             database.sql(f"COPY ({query}) TO {literal(spool)} (FORMAT parquet)")
         except duckdb.Error as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ConfigurationError(f"manifest {name!r} holds a row that can't be read: {reason}") from error
-        rows, without_id, boxes = database.sql(
-            "SELECT count(*), count(*) FILTER (image_id IS NULL OR image_id = ''), count(box) "
-            f"FROM read_parquet({literal(spool)})"
+            raise ConfigurationError(f"manifest {name!r} holds a row that can't be read: {_reason(error)}") from error
+        rows, without_id = database.sql(
+            f"SELECT count(*), count(*) FILTER (image_id IS NULL OR image_id = '') FROM read_parquet({literal(spool)})"
         ).fetchall()[0]
     if without_id:
         raise ConfigurationError(f"manifest {name!r} has {without_id} rows without an image_id; give each row one")
     _refuse_duplicates(spool, f"manifest {name!r}")
-    return rows, boxes > 0
+    return rows, "etag" in types
 
 
-def _reader(path: str) -> str:
+def _reason(error: Exception) -> str:
+    return " ".join(" ".join(str(error).splitlines()[:3]).split())[:300]
+
+
+def _reader(path: str) -> str | None:
+    """A table function that reads the file; None for a CSV file without a header."""
     lowered = path.lower()
     if lowered.endswith(".parquet"):
         return f"read_parquet({literal(path)})"
     if lowered.endswith(".csv"):
-        # Everything as text: an id such as 007 or 1e5 must stay what it is.
-        return f"read_csv({literal(path)}, all_varchar = true, header = true, nullstr = '')"
-    # Depth 1 keeps each value as it is written: detection would turn ids into dates, times or numbers.
+        return _csv_reader(path)
+    # Depth 1 keeps each value as it is written: detection would turn ids into dates, times or numbers. Keys
+    # that only later rows have count too.
     return (
-        f"read_json({literal(path)}, format = 'newline_delimited', maximum_depth = 1, maximum_object_size = 16777216)"
+        f"read_json({literal(path)}, format = 'newline_delimited', maximum_depth = 1, sample_size = -1, "
+        "maximum_object_size = 16777216)"
+    )
+
+
+def _csv_reader(path: str) -> str | None:
+    """Everything as text (an id such as 007 must stay what it is), and nothing guessed but the delimiter.
+
+    DuckDB's detection takes a ragged row for another header, or skips it.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        first = file.readline()
+    delimiter = max(",;\t|", key=first.count)
+    header = next(csv.reader([first], delimiter=delimiter), [])
+    if not first.strip():
+        return None
+    columns = ", ".join(f"{literal(name.strip())}: 'VARCHAR'" for name in header)
+    return (
+        f"read_csv({literal(path)}, auto_detect = false, header = true, delim = {literal(delimiter)}, quote = '\"', "
+        f"escape = '\"', null_padding = true, nullstr = '', columns = {{{columns}}})"
     )
 
 
@@ -221,16 +276,18 @@ def _box_expression(sql_type: str | None) -> str:
         value = "[box.x, box.y, box.w, box.h]"
     elif sql_type.endswith("]"):
         value = "box"
-    elif sql_type == "JSON":
-        absent = "box IS NULL OR json_type(box) = 'NULL'"
-        members = ", ".join(f"json_extract_string(box, '$.{side}')" for side in "xywh")
-        value = f"CASE WHEN json_type(box) = 'OBJECT' THEN [{members}] ELSE TRY_CAST(box AS VARCHAR[]) END"
     else:
-        absent = "coalesce(trim(CAST(box AS VARCHAR)), '') = ''"
-        text = "trim(regexp_replace(CAST(box AS VARCHAR), '[\\[\\]()]', '', 'g'))"
-        value = f"regexp_split_to_array({text}, '\\s*[,;\\s]\\s*')"
-    numbers = f"coalesce(TRY_CAST({value} AS BIGINT[]), [])"
-    return f"CASE WHEN {absent} THEN NULL WHEN list_count({numbers}) < len({numbers}) THEN [] ELSE {numbers} END"
+        # JSON and text: a list, an object of x, y, w and h, or four numbers with commas or spaces.
+        text = "trim(CAST(box AS VARCHAR), ' \"')"
+        absent = f"coalesce({text}, '') IN ('', 'null')"
+        bare = f"trim(regexp_replace({text}, '[\\[\\]()]', '', 'g'))"
+        members = ", ".join(f"json_extract_string(TRY_CAST({text} AS JSON), '$.{side}')" for side in "xywh")
+        value = (
+            f"CASE WHEN {text} LIKE '{{%' THEN [{members}] ELSE regexp_split_to_array({bare}, '\\s*[,;\\s]\\s*') END"
+        )
+    numbers = f"coalesce(TRY_CAST({value} AS DOUBLE[]), [])"
+    whole = f"len(list_filter({numbers}, lambda side: side IS NOT NULL AND side = trunc(side))) = len({numbers})"
+    return f"CASE WHEN {absent} THEN NULL WHEN {whole} THEN TRY_CAST({numbers} AS BIGINT[]) ELSE [] END"
 
 
 def _refuse_duplicates(spool: Path, what: str) -> None:

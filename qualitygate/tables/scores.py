@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from qualitygate.errors import RETRIED_CODES, AuditFailed, ConfigurationError, ErrorCode, Superseded
+from qualitygate.errors import RETRIED_CODES, AuditFailed, ConfigurationError, ErrorCode, ImageError, Superseded
 from qualitygate.tables import storage
 from qualitygate.tables.manifest import Manifest
 from qualitygate.tables.sql import connect, identifier, literal
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
 
 APPLICATION = "qualitygate"
-FORMAT_VERSION = 1
+# By metric and region ("whole" photograph, "box"), the fingerprint that its scores carry.
+Fingerprints = Mapping[str, Mapping[str, str]]
 # A photograph that killed its worker in two runs is left alone until it is asked for by --retry.
 MAX_CRASHES = 2
+FINGERPRINTS = "_fingerprints.json"
 # delta-rs decodes %41 in a path twice and panics on brackets (seen with 1.6.6).
 _UNUSABLE = re.compile(r"%[0-9A-Fa-f]{2}|[\[\]]")
 
@@ -54,11 +56,12 @@ COMMON_FIELDS: tuple[pa.Field, ...] = (
 
 OK = "ok"
 NOT_REQUESTED = "not_requested"
+FAILED = "failed:"
 
 
 def failed(code: ErrorCode) -> str:
     """The state of a metric that has no score for a typed reason."""
-    return f"failed:{code.value}"
+    return f"{FAILED}{code.value}"
 
 
 def state_column(metric: str) -> str:
@@ -67,7 +70,7 @@ def state_column(metric: str) -> str:
 
 
 def fingerprint_column(metric: str) -> str:
-    """Column that tells under which definition a metric was scored; spelled out in `fingerprints.json`."""
+    """Column that tells under which definition a metric was scored; spelled out in `_fingerprints.json`."""
     return f"{metric}_fingerprint"
 
 
@@ -99,14 +102,26 @@ def table_uri(output: str) -> str:
 
 
 def open_table(output: str) -> "DeltaTable | None":
-    """The score table of an output folder, or None when there is none yet."""
+    """The score table of an output folder, or None when there is none yet; ConfigurationError for a broken one."""
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
 
+    uri = table_uri(output)
     try:
-        return DeltaTable(table_uri(output))
+        if storage.is_local(uri) and os.path.exists(uri) and not os.path.isdir(uri):
+            raise NotADirectoryError("it is a file")
+        return DeltaTable(uri)
     except TableNotFoundError:
         return None
+    except BaseException as error:
+        # delta-rs panics over some damaged logs, and its panic is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = storage.redact(str(error)).splitlines()[0][:200]
+        raise ConfigurationError(
+            f"{storage.redact(uri)!r} is no score table that can be read ({reason}); "
+            "restore it, or choose another --output"
+        ) from error
 
 
 def existing_table(output: str) -> "DeltaTable":
@@ -124,7 +139,11 @@ def arrow_schema(table: "DeltaTable") -> pa.Schema:
 
 def metrics_of(table: "DeltaTable") -> list[str]:
     """Metrics that the table has columns for."""
-    names = arrow_schema(table).names
+    return metrics_of_columns(arrow_schema(table).names)
+
+
+def metrics_of_columns(names: Sequence[str]) -> list[str]:
+    """Those of the column names that are a metric's scores."""
     return [name for name in names if state_column(name) in names]
 
 
@@ -159,7 +178,7 @@ def register(database: "duckdb.DuckDBPyConnection", table: "DeltaTable", view: s
 # --- before a run ---------------------------------------------------------------------------------------------
 
 
-def check_compatible(output: str, fingerprints: Mapping[str, str], *, backfill: bool) -> None:
+def check_compatible(output: str, fingerprints: Fingerprints, *, backfill: bool) -> None:
     """Refuse to mix: scores under another fingerprint, or rows without a requested metric, unless backfilling."""
     table = open_table(output)
     if table is None:
@@ -175,9 +194,9 @@ def check_compatible(output: str, fingerprints: Mapping[str, str], *, backfill: 
                 raise ConfigurationError(_lacks(output, rows, metric))
             column, state = identifier(fingerprint_column(metric)), identifier(state_column(metric))
             found = database.sql(f"SELECT DISTINCT {column} FROM scores WHERE {column} IS NOT NULL").fetchall()
-            others = sorted(value for (value,) in found if value != fingerprints[metric])
+            others = sorted(value for (value,) in found if value not in fingerprints[metric].values())
             if others:
-                raise ConfigurationError(_mixes(output, metric, others, fingerprints[metric]))
+                raise ConfigurationError(_mixes(output, metric, others, " or ".join(fingerprints[metric].values())))
             unscored = _count(
                 database, f"SELECT count(*) FROM scores WHERE {state} IS NULL OR {state} = '{NOT_REQUESTED}'"
             )
@@ -218,8 +237,12 @@ def _count(database: "duckdb.DuckDBPyConnection", query: str) -> int:
 
 def read_fingerprints(output: str) -> dict[str, Any]:
     """Definitions by fingerprint, from the output's sidecar."""
-    data = storage.read_bytes(storage.join(output, "fingerprints.json"))
-    return json.loads(data) if data else {}
+    uri = storage.join(output, FINGERPRINTS)
+    try:
+        data = storage.read_bytes(uri)
+        return dict(json.loads(data)) if data else {}
+    except (ImageError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"{storage.redact(uri)!r} can't be read; restore or remove it") from error
 
 
 def record_fingerprints(output: str, definitions: Mapping[str, Mapping[str, Any]]) -> None:
@@ -227,9 +250,7 @@ def record_fingerprints(output: str, definitions: Mapping[str, Mapping[str, Any]
     known = read_fingerprints(output)
     if any(fingerprint not in known for fingerprint in definitions):
         merged = {**known, **definitions}
-        storage.write_bytes(
-            storage.join(output, "fingerprints.json"), json.dumps(merged, indent=1, sort_keys=True).encode()
-        )
+        storage.write_bytes(storage.join(output, FINGERPRINTS), json.dumps(merged, indent=1, sort_keys=True).encode())
 
 
 # --- writing --------------------------------------------------------------------------------------------------
@@ -290,6 +311,18 @@ class Writer:
             fields: list[Field] = Schema.from_arrow(pa.schema(absent)).fields
             self._publish(lambda: self._table.alter.add_columns(fields, commit_properties=self._properties(self.epoch)))
 
+    def check_current(self) -> None:
+        """Raise Superseded when a newer run has claimed the table."""
+        table = open_table(self._output)
+        if table is None or (table.transaction_version(APPLICATION) or 0) != self.epoch:
+            raise Superseded(self._taken_over())
+
+    def _taken_over(self) -> str:
+        return (
+            f"another run has taken over {storage.redact(self._output)!r}; this one stopped, "
+            "its committed rows are kept and the other run finishes the rest"
+        )
+
     def commit(self, new: pa.Table, replacements: pa.Table) -> None:
         """Publish rows of ids that the table lacks, and rows that take the place of their id's old one."""
         from deltalake import write_deltalake
@@ -320,10 +353,7 @@ class Writer:
         try:
             action()
         except CommitFailedError as error:
-            raise Superseded(
-                f"another run has taken over {storage.redact(self._output)!r}; this one stopped, "
-                "its committed rows are kept and the other run finishes the rest"
-            ) from error
+            raise Superseded(self._taken_over()) from error
 
 
 def _create_or_open(output: str, metrics: Sequence[str]) -> "DeltaTable":
@@ -352,18 +382,10 @@ def _version_of_claim(uri: str, before: int, epoch: int, run_id: str) -> int:
 # --- what is left to do ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
-    """Rows of a manifest that still want work, as Parquet files below `uri`."""
-
-    uri: str
-    rows: int
-
-
 def write_pending(
     manifest: Manifest,
     table: "DeltaTable",
-    fingerprints: Mapping[str, str],
+    fingerprints: Fingerprints,
     *,
     retry: Sequence[ErrorCode],
     folder: Path,
@@ -382,9 +404,10 @@ def write_pending(
         # A refused URI is stored without its secrets, so it can't be compared.
         "(new.uri IS DISTINCT FROM old.uri AND NOT contains(coalesce(old.uri, ''), '***'))",
         "new.box IS DISTINCT FROM old.box",
-        *(f"old.{identifier(fingerprint_column(metric))} IS DISTINCT FROM {literal(value)}"
-          for metric, value in fingerprints.items()),
-        _retried(retry),
+        *(f"old.{identifier(fingerprint_column(metric))} IS DISTINCT FROM "
+          f"CASE WHEN new.box IS NULL THEN {literal(by_region['whole'])} ELSE {literal(by_region['box'])} END"
+          for metric, by_region in fingerprints.items()),
+        _retried(retry, metrics_of(table)),
     ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     with connect() as database:
@@ -400,14 +423,18 @@ def write_pending(
         return _count(database, f"SELECT count(*) FROM read_parquet({literal(folder / '*.parquet')})")
 
 
-def _retried(asked: Sequence[ErrorCode]) -> str:
-    """Failures to try again: those that may pass, crashes until they are quarantined, and those asked for."""
-    passing = sorted(code.value for code in RETRIED_CODES - {ErrorCode.WORKER_CRASH})
-    clauses = [f"old.error_code IN ({', '.join(literal(code) for code in passing)})"]
+def _retried(asked: Sequence[ErrorCode], metrics: Sequence[str]) -> str:
+    """Failures to try again: those that may pass, crashes until they are quarantined, and those asked for.
+
+    A row's own code is the first that was met; the states of its metrics may hold others.
+    """
+    wanted = sorted({*asked, *(RETRIED_CODES - {ErrorCode.WORKER_CRASH})})
+    columns = [f"old.{identifier(state_column(metric))}" for metric in metrics]
+    states = ", ".join(literal(failed(code)) for code in wanted)
+    clauses = [f"old.error_code IN ({', '.join(literal(code.value) for code in wanted)})"]
+    clauses += [f"{column} IN ({states})" for column in columns]
     clauses.append(f"(old.error_code = '{ErrorCode.WORKER_CRASH}' AND old.attempts < {MAX_CRASHES})")
-    if asked:
-        clauses.append(f"old.error_code IN ({', '.join(literal(code.value) for code in asked)})")
-    return "(" + " OR ".join(clauses) + ")"
+    return "(" + " OR ".join(f"coalesce({clause}, false)" for clause in clauses) + ")"
 
 
 # --- after a run ----------------------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from qualitygate.errors import RETRIED_CODES, ConfigurationError, ErrorCode, ImageError
 
+# The secret after the colon may hold slashes, as AWS's do.
+_USER = re.compile(r"(?<=://)(?:[^/:@\s]*:[^@\s]*|[^/@\s]*)@")
+_SIGNED = re.compile(r"[?&](?:X-Amz-[A-Za-z-]+|AWSAccessKeyId|Signature|sig|token)=", re.IGNORECASE)
 REMOTE_SCHEMES = frozenset({"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"})
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _OTHER_SCHEME = re.compile(r"^(data|javascript|about|blob):", re.IGNORECASE)
@@ -68,7 +71,7 @@ def without_secrets(uri: str) -> str:
 
 def redact(text: str) -> str:
     """The text without user names, passwords and signatures inside URIs; for messages and echoes."""
-    text = re.sub(r"(?<=://)[^/@\s]*@", "***@", text)
+    text = _USER.sub("***@", text)
     return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1?***", text)
 
 
@@ -113,9 +116,10 @@ def _has_credentials(uri: str) -> bool:
     scheme = scheme_of(uri)
     if scheme not in REMOTE_SCHEMES:
         return False
-    netloc = uri.partition("://")[2].partition("/")[0]
+    found = _USER.search(uri)
     # abfs://container@account is an address; everywhere else what stands before the @ is a key.
-    return "@" in netloc and (scheme not in ("abfs", "abfss") or ":" in netloc.rpartition("@")[0])
+    named = found is not None and (scheme not in ("abfs", "abfss") or ":" in found.group())
+    return named or bool(_SIGNED.search(uri))
 
 
 @lru_cache(maxsize=64)
@@ -296,18 +300,13 @@ def hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def walk(root: str, *, leave_out: str | None = None) -> Iterator[Listed]:
+def walk(root: str) -> Iterator[Listed]:
     """Every regular file below a folder or prefix, in order of name, folder by folder in bounded memory.
 
-    Names that start with `.` or `_` are left out, files and folders alike, and so is the folder `leave_out`.
-    Links to files are followed, links to folders aren't (they may lead in circles).
+    Names that start with `.` or `_` are left out, files and folders alike. Links to files are followed, links
+    to folders aren't (they may lead in circles). What can't be looked into, a link to nowhere or a folder
+    without permission, is listed too: reading it will say why.
     """
-    below = leave_out.rstrip("/") + "/" if leave_out else None
-    found = _walk(root)
-    yield from found if below is None else (item for item in found if not item.uri.startswith(below))
-
-
-def _walk(root: str) -> Iterator[Listed]:
     if is_local(root):
         yield from _walk_local(os.fsdecode(local_path(root)))
     else:
@@ -319,27 +318,47 @@ def _walk_local(root: str) -> Iterator[Listed]:
     pending = [""]
     while pending:
         folder = pending.pop()
-        with os.scandir(os.path.join(root, folder) if folder else root) as entries:
-            ordered = sorted((entry for entry in entries if not hidden(entry.name)), key=lambda e: e.name)
+        path = os.path.join(root, folder) if folder else root
+        try:
+            with os.scandir(path) as entries:
+                ordered = sorted((entry for entry in entries if not hidden(entry.name)), key=lambda e: e.name)
+        except OSError:
+            if not folder:
+                raise
+            yield listed_file(path, folder)
+            continue
         folders = []
         for entry in ordered:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir(follow_symlinks=False):
                 folders.append(name)
-            elif entry.is_file():
-                yield _listed_local(root, name, entry)
+            elif _is_file_or_broken_link(entry):
+                yield listed_file(os.path.join(root, name), name)
         pending.extend(reversed(folders))
 
 
-def _listed_local(root: str, name: str, entry: os.DirEntry[str]) -> Listed:
+def _is_file_or_broken_link(entry: os.DirEntry[str]) -> bool:
     try:
-        status = entry.stat()
-        etag, size = local_etag(status), status.st_size
-    except OSError:  # vanished since: its row will say so
-        etag, size = None, None
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:  # a link that leads in a circle
+        return True
+
+
+def listed_file(path: str, name: str) -> Listed:
+    """A local file under the name that it has in a listing."""
+    etag, size = change_marks(path)
     # Bytes that are no UTF-8 stay tellable apart: \xff becomes the four characters \xff.
     image_id = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return Listed(name=image_id, uri=uri_of_path(os.path.join(root, name)), etag=etag, bytes=size)
+    return Listed(name=image_id, uri=uri_of_path(path), etag=etag, bytes=size)
+
+
+def change_marks(path: str | bytes) -> tuple[str | None, int | None]:
+    """(etag, bytes) of a local file; nothing for one that can't be looked at: its row will say why."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None, None
+    return (local_etag(status), status.st_size) if stat.S_ISREG(status.st_mode) else (None, None)
 
 
 def _walk_remote(store: Any, root: str, uri: str) -> Iterator[Listed]:
@@ -430,6 +449,18 @@ def download(uri: str, path: str) -> None:
     pyarrow.fs.copy_files(
         path_in_store, path, source_filesystem=store, destination_filesystem=pyarrow.fs.LocalFileSystem()
     )
+
+
+def subfolders(uri: str) -> list[str]:
+    """Names of the folders or prefixes right below one; none where there is none."""
+    import pyarrow.fs
+
+    if is_local(uri):
+        folder = os.fsdecode(local_path(uri))
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if os.path.isdir(folder) else []
+    store, path = file_system(uri)
+    found = store.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type.name == "Directory")
 
 
 def delete(uri: str) -> None:

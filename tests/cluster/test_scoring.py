@@ -150,7 +150,7 @@ def test_another_resolution_is_another_fingerprint(tmp_path: Path, silent: Silen
     write_photographs(tmp_path / "in", 3)
     _run(tmp_path / "in", tmp_path / "out", silent, metrics=("lapv",))
     before = _rows(tmp_path / "out")
-    with pytest.raises(ConfigurationError, match=r"native.*longest_side|--backfill"):
+    with pytest.raises(ConfigurationError, match=r"\(v1, native, native, whole\).*--backfill"):
         _run(tmp_path / "in", tmp_path / "out", silent, metrics=("lapv",), longest_side=80)
     assert _rows(tmp_path / "out") == before
     _run(tmp_path / "in", tmp_path / "out", silent, metrics=("lapv",), longest_side=80, backfill=True)
@@ -181,8 +181,8 @@ def test_a_manifest_with_boxes_scores_the_regions(tmp_path: Path, silent: Silent
     assert (rows["left"]["width"], rows["left"]["height"]) == (200, 200)
     whole = qualitygate.score(str(tmp_path / "in" / name), FOCUS).to_pylist()[0]
     assert rows["whole"]["lapv"] == whole["lapv"] != rows["left"]["lapv"]
-    # Regions are another definition than whole photographs.
-    assert rows["whole"]["lapv_fingerprint"] != whole["lapv_fingerprint"]
+    # A region is another definition than a whole photograph, also in one table.
+    assert rows["whole"]["lapv_fingerprint"] == whole["lapv_fingerprint"] != rows["left"]["lapv_fingerprint"]
     assert "SECRET" not in json.dumps(rows["web"], default=str)
     assert (
         _run(tmp_path / "m.parquet", tmp_path / "out", silent, metrics=FOCUS, max_error_rate=1)["scored"]["rows"] == 0
@@ -259,6 +259,8 @@ def test_a_pool_always_leaves_a_cpu_for_the_tasks_that_feed_it() -> None:
         pool = scoring.plan_pool(config, plan, session.Cluster(cpus=cpus, gpus=0, local=True), rows=10_000)
         assert pool.workers == cpus
         assert pool.workers * pool.cpus_per_worker <= cpus - 1
+    tight = session.Cluster(cpus=64, gpus=0, local=True, memory=9 << 30)
+    assert scoring.plan_pool(config, plan, tight, rows=10_000).workers == 4
     small = scoring.plan_pool(config, plan, session.Cluster(cpus=8, gpus=0, local=True), rows=3)
     assert (small.workers, small.batch_size) == (3, 1)
     with pytest.raises(ConfigurationError, match="needs 2 at least"):

@@ -199,6 +199,53 @@ def test_padding_before_the_end_marker_is_harmless(padding: bytes, length: int) 
     assert np.array_equal(pixels(data[:-2] + padding * length + malformed.EOI), pixels(data))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 80},
+        {"quality": 80, "optimize": True},
+        {"quality": 50, "subsampling": 0},
+        {"quality": 80, "progressive": True},
+        {"quality": 80, "restart_marker_blocks": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_cut_jpeg_filled_up_with_one_byte_is_truncated(options: dict[str, Any], grey: bool) -> None:
+    """As a preallocated download leaves it: the decoder takes the fill for codes and is content."""
+    data = encode(Image.fromarray(SMALL).convert("L") if grey else SMALL, "JPEG", **options)
+    first = data.rindex(b"\xff\xda") + 14
+    for fill in (b"\x00", b"\xff", b"\xaa", b"\x11", b"\x0a"):
+        for cut in range(first, len(data) - 64, (len(data) - first) // 10):
+            missing = len(data) - cut
+            for tail in (fill * missing, fill * (missing + 3000), fill * (missing - 2) + malformed.EOI):
+                # 0xFF, 0x11 is a marker that doesn't exist.
+                assert code(data[:cut] + tail) in {"truncated", "undecodable" if data[cut - 1] == 0xFF else "truncated"}
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_a_jpeg_that_ends_in_a_run_of_its_own_is_whole(subsampling: int, progressive: bool) -> None:
+    """With tables made for it, a flat area is zero bits."""
+    lower = SMALL.copy()
+    runs = 0
+    for value in (0, 128, 129, 255):
+        lower[40:] = value
+        for picture in (np.full((256, 320, 3), value, np.uint8), lower):
+            for quality in (30, 75, 95):
+                data = encode(
+                    picture,
+                    "JPEG",
+                    quality=quality,
+                    subsampling=subsampling,
+                    optimize=True,
+                    progressive=progressive,
+                )
+                runs += len(data) - 2 - len(data[:-2].rstrip(data[-3:-2])) > 3
+                assert np.array_equal(pixels(data), by_pillow(data))
+    assert runs or progressive or subsampling == 1
+
+
 def test_harmless_oddities_of_real_files() -> None:
     data = encode(SMALL, "JPEG", quality=80)
     whole = pixels(data)
@@ -263,6 +310,8 @@ def test_subsampling_that_turbojpeg_cannot_name() -> None:
     for cut in range(len(data) - 30, len(data) - 3):
         assert code(data[:cut]) == "truncated"
         assert code(data[:cut] + malformed.EOI) == "truncated"
+    assert np.array_equal(pixels(data[:-2] + bytes(300) + malformed.EOI), pixels(data))
+    assert code(data[:-25] + bytes(300) + malformed.EOI) == "truncated"
 
 
 # --- PNG ------------------------------------------------------------------------------------------
@@ -417,11 +466,15 @@ def test_tiff_float_predictor() -> None:
     assert np.array_equal(pixels(data)[..., 0], grey)
 
 
+def _inflated(packed: memoryview, size: int) -> UInt8:
+    return np.concatenate(list(tiff_codecs.deflate(packed, [size // 3, size - size // 3])))
+
+
 @pytest.mark.parametrize(
     ("compression", "unpack"),
     [
         ("tiff_lzw", tiff_codecs.lzw),
-        ("tiff_adobe_deflate", tiff_codecs.deflate),
+        ("tiff_adobe_deflate", _inflated),
         ("packbits", tiff_codecs.pack_bits),
     ],
 )
@@ -436,6 +489,26 @@ def test_a_tiff_strip_cut_anywhere_is_truncated(compression: str, unpack: Any) -
         with pytest.raises(ImageError) as caught:
             unpack(memoryview(strip[:cut]), expected.size)
         assert caught.value.failure.code == ErrorCode.TRUNCATED
+
+
+def test_a_tiff_is_bounded_by_its_bytes_too() -> None:
+    def floats(channels: int) -> bytes:
+        samples = np.linspace(0, 1, 1000 * 700 * channels, dtype="<f4")
+        return malformed.tiff_of_floats(1000, 700, channels, zlib.compress(samples.tobytes(), 1))
+
+    policy = DecodePolicy(max_pixels=1_000_000)
+    assert code(floats(4), policy=policy) == "ok"
+    with pytest.raises(ImageError, match="bytes; the bound is 12") as caught:
+        decode(floats(5), policy)
+    assert (caught.value.failure.code, caught.value.width, caught.value.height) == ("too_large", 1000, 700)
+    data = floats(5)
+    tracemalloc.start()
+    rgb = pixels(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 700_000 * 9 + 40_000_000  # bands of 1 MB are unpacked, not 14 MB of samples
+    expected = np.linspace(0, 1, 1000 * 700 * 5, dtype="<f4").reshape(700, 1000, 5)[..., :3]
+    assert np.abs(rgb - expected * 255).max() < 0.51
 
 
 def test_tiff_jpeg_is_as_strict_as_jpeg() -> None:
@@ -499,6 +572,22 @@ def test_webp_equals_pillow(options: dict[str, Any], alpha: bool) -> None:
     assert np.array_equal(pixels(data), on_white(np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))))
 
 
+@pytest.mark.parametrize("options", [{"quality": 80}, {"lossless": True}], ids=str)
+def test_a_cut_webp_filled_up_with_one_byte_is_truncated(options: dict[str, Any]) -> None:
+    data = encode(SMALL, "WEBP", **options)
+    for fill in (b"\x00", b"\xff", b"\xaa"):
+        for cut in range(len(data) // 5, len(data) - 64, len(data) // 9):
+            assert code(data[:cut].ljust(len(data), fill)) == "truncated"
+
+
+def test_flat_webps_are_whole() -> None:
+    for shape in ((8, 8), (300, 400)):
+        for value in (0, 128, 255):
+            for options in ({"quality": 20}, {"quality": 95, "method": 6}, {"lossless": True}):
+                picture = np.full((*shape, 3), value, np.uint8)
+                assert np.ptp(pixels(encode(picture, "WEBP", **options))) == 0
+
+
 def test_a_webp_without_width() -> None:
     data = encode(SMALL, "WEBP", quality=80)
     at = data.index(b"\x9d\x01\x2a") + 3
@@ -545,6 +634,15 @@ def test_bmp(mode: str) -> None:
 def test_avif_is_turned_once(orientation: int) -> None:
     data = encode(stored_for(SMALL, orientation), "AVIF", quality=100, subsampling="4:4:4", exif=exif(orientation))
     assert np.abs(pixels(data).astype(int) - SMALL).max() <= 3
+
+
+@pytest.mark.parametrize("fill", [b"\x00", b"\xff", b"\xaa", b"\x11"])
+def test_a_cut_avif_or_heic_filled_up_with_one_byte_is_truncated(fill: bytes) -> None:
+    for data in (encode(SMALL, "AVIF", speed=10), malformed.HEIC_ALPHA):
+        for missing in (30, 100, 200):
+            assert code(data[:-missing] + fill * missing) == "truncated"
+    flat = np.full((300, 400, 3), fill[0], np.uint8)
+    assert code(encode(flat, "AVIF", speed=10)) == "ok"
 
 
 def test_heic() -> None:

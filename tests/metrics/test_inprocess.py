@@ -43,7 +43,15 @@ def test_a_single_image_needs_no_list(tmp_path: Path) -> None:
     pixels = skimage.data.camera()
     path = tmp_path / "c.png"
     Image.fromarray(pixels).save(path)
-    for one in (pixels, str(path), path, path.read_bytes(), Image.fromarray(pixels), np.dstack([pixels] * 3)):
+    for one in (
+        pixels,
+        pixels[..., None],
+        str(path),
+        path,
+        path.read_bytes(),
+        Image.fromarray(pixels),
+        np.dstack([pixels] * 3),
+    ):
         assert qualitygate.score(one, "lapv").num_rows == 1
 
 
@@ -88,6 +96,14 @@ def test_what_is_no_image_is_refused(images: object) -> None:
 def test_unknown_metrics_are_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigurationError, match="did you mean lapv"):
         qualitygate.score(skimage.data.camera(), ["lapvv"])
+
+
+def test_names_may_stand_in_one_string_and_none_is_refused() -> None:
+    table = qualitygate.score(skimage.data.camera(), "lapm, lapv")
+    assert scores.metrics_of_columns(table.column_names) == ["lapm", "lapv"]
+    for nothing in ("", []):
+        with pytest.raises(ConfigurationError, match=r"no metric is named|unknown metric"):
+            qualitygate.score(skimage.data.camera(), nothing)
 
 
 def test_a_resolution_changes_scores_and_fingerprint() -> None:

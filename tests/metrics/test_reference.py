@@ -15,7 +15,7 @@ installed = pytest.mark.skipif(importlib.util.find_spec("pyiqa") is None, reason
 
 
 def test_it_has_the_same_names_and_tells_itself_apart():
-    for name, metric in reference.CATALOGUE.items():
+    for name, metric in reference.catalogue().items():
         ours = CATALOGUE[name]
         assert (metric.name, metric.direction, metric.unit) == (name, ours.direction, ours.unit)
         assert metric.backend == "pyiqa"

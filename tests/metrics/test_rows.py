@@ -106,13 +106,40 @@ def test_a_metric_or_a_decoder_with_a_bug_costs_its_row_alone(file: Path, monkey
 
 
 def test_fingerprints_tell_definitions_apart() -> None:
-    plain = Plan(metrics=FOCUS)
-    assert plain.fingerprints() == Plan(metrics=FOCUS).fingerprints()
-    assert len(set(plain.fingerprints().values())) == 2
-    boxed = Plan(metrics=FOCUS, region="box")
-    assert not set(plain.fingerprints().values()) & set(boxed.fingerprints().values())
+    plain = Plan(metrics=FOCUS).fingerprints()
+    assert len({print_ for by_region in plain.values() for print_ in by_region.values()}) == 4
     # What an image may cost changes no score.
-    assert plain.fingerprints() == Plan(metrics=FOCUS, max_bytes=1).fingerprints()
+    assert plain == Plan(metrics=FOCUS, max_bytes=1).fingerprints()
+
+
+def test_a_box_has_a_fingerprint_of_its_own(file: Path) -> None:
+    scorer = RowScorer(Plan(metrics=("lapm",)), run_id="one")
+    expected = Plan(metrics=("lapm",)).fingerprints()["lapm"]
+    assert _score(file, scorer)["lapm_fingerprint"] == expected["whole"]
+    assert _score(file, scorer, box=[0, 0, 9, 9])["lapm_fingerprint"] == expected["box"]
+
+
+def test_the_status_is_of_all_metrics_of_the_row_not_only_of_those_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "small.png"
+    Image.fromarray(skimage.data.camera()[:60, :60]).save(path)
+    first = _score(path, RowScorer(Plan(metrics=("lapm", "niqe")), run_id="one"))
+    assert (first["status"], first["error_code"]) == ("partial", "too_small")
+    second = _score(path, RowScorer(Plan(metrics=("lapm",)), run_id="two"), previous=first)
+    assert (second["status"], second["error_code"]) == ("partial", "too_small")
+    assert second["error_message"] == first["error_message"]
+
+
+def test_a_crash_over_scored_content_keeps_its_scores_and_counts_towards_quarantine(file: Path) -> None:
+    first = _score(file, RowScorer(Plan(metrics=("lapm",)), run_id="one"))
+    scorer = RowScorer(Plan(metrics=("lapm", "wavs")), run_id="two")
+    crash = Failure(ErrorCode.WORKER_CRASH, "died")
+    row = first
+    for attempt in (1, 2):
+        row = scorer.failed_row(Request(image_id="a", uri=str(file), etag=first["etag"], previous=row), crash)
+        assert (row["status"], row["error_code"], row["attempts"]) == ("partial", "worker_crash", attempt)
+        assert (row["lapm"], row["lapm_state"], row["wavs_state"]) == (first["lapm"], "ok", "failed:worker_crash")
+    changed = scorer.failed_row(Request(image_id="a", uri=str(file), etag="new", previous=first), crash)
+    assert (changed["status"], changed["lapm"], changed["etag"]) == ("error", None, "new")
 
 
 def test_a_file_over_the_bound_is_not_read(file: Path) -> None:

@@ -118,20 +118,60 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         _rows("http://x/y", tmp_path)
 
 
-def test_results_below_the_input_are_no_images(tmp_path: Path) -> None:
-    for name in ("a.jpg", "results/scores/part.parquet", "results2/b.jpg"):
+@pytest.mark.parametrize("kind", ["folder", "glob", "link"])
+def test_results_below_the_input_are_no_images(tmp_path: Path, kind: str) -> None:
+    for name in ("a.jpg", "out/scores/part.parquet", "out/scores/_delta_log/0.json", "out/_stats.json", "out2/b.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"1")
-    spool = tmp_path / "spool.parquet"
-    loaded = manifest.load(str(tmp_path / "in"), spool, output=str(tmp_path / "in" / "results"))
-    assert pq.read_table(loaded.path)["image_id"].to_pylist() == ["a.jpg", "results2/b.jpg"]
-    with pytest.raises(ConfigurationError, match="is --input itself"):
-        manifest.load(str(tmp_path / "in"), spool, output=f"{tmp_path}/in/")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    source = {"folder": "in", "glob": "in/**", "link": "link"}[kind]
+    results = str(tmp_path / "in" / "out" / "scores")
+    loaded = manifest.load(str(tmp_path / source), tmp_path / "spool.parquet", results=results)
+    assert pq.read_table(loaded.path)["image_id"].to_pylist() == ["a.jpg", "out2/b.jpg"]
 
 
-def test_a_box_column_without_boxes_scores_whole_photographs(tmp_path: Path) -> None:
-    source = tmp_path / "m.csv"
-    source.write_text("image_id,uri,box\na,a.jpg,\n")
-    assert manifest.load(str(source), tmp_path / "s.parquet").has_box is False
-    source.write_text('image_id,uri,box\na,a.jpg,"1,2,3,4"\n')
-    assert manifest.load(str(source), tmp_path / "s.parquet").has_box is True
+def test_results_above_the_input_hide_no_image(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"1")
+    loaded = manifest.load(str(tmp_path / "photos"), tmp_path / "spool.parquet", results=str(tmp_path / "scores"))
+    assert loaded.rows == 1
+
+
+def test_a_key_that_only_late_lines_have_is_read(tmp_path: Path) -> None:
+    lines = [f'{{"image_id": "{number}", "uri": "u"}}' for number in range(21_000)]
+    (tmp_path / "m.jsonl").write_text("\n".join([*lines, '{"image_id": "x", "uri": "u", "box": [1, 2, 3, 4]}']))
+    assert _rows(tmp_path / "m.jsonl", tmp_path)[-1]["box"] == [1, 2, 3, 4]
+
+
+def test_a_ragged_csv_row_is_told_from_the_header(tmp_path: Path) -> None:
+    (tmp_path / "short.csv").write_text("image_id,uri,label\na,a.jpg,x\nb,b.jpg\n")
+    assert [row["image_id"] for row in _rows(tmp_path / "short.csv", tmp_path)] == ["a", "b"]
+    (tmp_path / "long.csv").write_text("image_id,uri\na,a.jpg\nb,b.jpg,z,zz\n")
+    with pytest.raises(ConfigurationError, match="holds a row that can't be read"):
+        _rows(tmp_path / "long.csv", tmp_path)
+    (tmp_path / "semicolon.csv").write_text("\ufeffimage_id;uri\n1,5;a.jpg\n", encoding="utf-8")
+    assert [row["image_id"] for row in _rows(tmp_path / "semicolon.csv", tmp_path)] == ["1,5"]
+
+
+@pytest.mark.parametrize("box", ['"1.7,2,3,4"', '"[1, 2, 3, 4.5]"', '"1,2,,4"', "x", '"{""x"": 1, ""y"": 2}"'])
+def test_what_is_no_box_of_whole_pixels_is_kept_as_no_box(tmp_path: Path, box: str) -> None:
+    (tmp_path / "m.csv").write_text(f"image_id,uri,box\na,a.jpg,{box}\n")
+    assert _rows(tmp_path / "m.csv", tmp_path)[0]["box"] == []
+
+
+@pytest.mark.parametrize("box", ["1 2 3 4", '"1.0,2,3,4"', '"{""x"": 1, ""y"": 2, ""w"": 3, ""h"": 4}"', '"[1,2,3,4]"'])
+def test_boxes_in_any_usual_spelling(tmp_path: Path, box: str) -> None:
+    (tmp_path / "m.csv").write_text(f"image_id,uri,box\na,a.jpg,{box}\n")
+    assert _rows(tmp_path / "m.csv", tmp_path)[0]["box"] == [1, 2, 3, 4]
+
+
+def test_local_files_carry_their_change_marks(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"12")
+    (tmp_path / "m.csv").write_text("image_id,uri\na,a.jpg\nb,gone.jpg\n")
+    first, second = _rows(tmp_path / "m.csv", tmp_path)
+    assert first["etag"] is not None
+    assert second["etag"] is None
+    (tmp_path / "a.jpg").write_bytes(b"123")
+    assert _rows(tmp_path / "m.csv", tmp_path)[0]["etag"] != first["etag"]
+    assert _rows(tmp_path / "a.jpg", tmp_path)[0]["etag"] is not None
+    assert _rows(tmp_path / "*.jpg", tmp_path)[0]["etag"] is not None

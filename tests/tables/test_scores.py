@@ -11,7 +11,7 @@ import pytest
 from qualitygate.errors import AuditFailed, ConfigurationError, ErrorCode, Superseded
 from qualitygate.tables import manifest, scores
 
-FINGERPRINTS = {"lapv": "f1"}
+FINGERPRINTS = {"lapv": {"whole": "f1", "box": "b1"}}
 
 
 def _rows(writer: scores.Writer, ids: list[str], **values: Any) -> pa.Table:
@@ -27,6 +27,10 @@ def _rows(writer: scores.Writer, ids: list[str], **values: Any) -> pa.Table:
         **values,
     }
     return pa.Table.from_pylist([row | {"image_id": image_id} for image_id in ids], schema=writer.schema)
+
+
+def _all(metric: str, fingerprint: str) -> dict[str, dict[str, str]]:
+    return {metric: {"whole": fingerprint, "box": fingerprint}}
 
 
 def _manifest(tmp_path: Path, ids: list[str], **columns: list[Any]) -> manifest.Manifest:
@@ -105,7 +109,7 @@ def test_pending_is_manifest_minus_committed(tmp_path: Path, writer: scores.Writ
 
 def test_changed_content_address_or_box_is_pending_again(tmp_path: Path, writer: scores.Writer) -> None:
     ids = ["same", "etag", "box", "noetag"]
-    writer.commit(_rows(writer, ids, etag="e", box=[0, 0, 5, 5]), _rows(writer, []))
+    writer.commit(_rows(writer, ids, etag="e", box=[0, 0, 5, 5], lapv_fingerprint="b1"), _rows(writer, []))
     columns = {"etag": ["e", "f", "e", None], "box": [[0, 0, 5, 5], [0, 0, 5, 5], [1, 0, 5, 5], [0, 0, 5, 5]]}
     pending = _pending(tmp_path, writer, _manifest(tmp_path, ids, **columns))
     assert sorted(pending) == ["box", "etag"]
@@ -145,13 +149,13 @@ def test_which_failures_are_tried_again(
 def test_scores_of_another_fingerprint_are_not_mixed_silently(tmp_path: Path, writer: scores.Writer) -> None:
     output = str(tmp_path / "out")
     writer.commit(_rows(writer, ["a"]), _rows(writer, []))
-    scores.check_compatible(output, {"lapv": "f1"}, backfill=False)
+    scores.check_compatible(output, FINGERPRINTS, backfill=False)
     with pytest.raises(ConfigurationError, match=r"lapv as f1.*as f2.*--backfill"):
-        scores.check_compatible(output, {"lapv": "f2"}, backfill=False)
+        scores.check_compatible(output, _all("lapv", "f2"), backfill=False)
     with pytest.raises(ConfigurationError, match=r"1 rows.*have no niqe.*--backfill"):
-        scores.check_compatible(output, {"lapv": "f1", "niqe": "n1"}, backfill=False)
-    scores.check_compatible(output, {"lapv": "f2", "niqe": "n1"}, backfill=True)
-    pending = _pending(tmp_path, writer, _manifest(tmp_path, ["a"]), fingerprints={"lapv": "f2"})
+        scores.check_compatible(output, FINGERPRINTS | _all("niqe", "n1"), backfill=False)
+    scores.check_compatible(output, _all("lapv", "f2") | _all("niqe", "n1"), backfill=True)
+    pending = _pending(tmp_path, writer, _manifest(tmp_path, ["a"]), fingerprints=_all("lapv", "f2"))
     assert list(pending) == ["a"]
 
 
@@ -199,6 +203,42 @@ def test_export_says_what_is_wrong(tmp_path: Path, writer: scores.Writer) -> Non
         scores.export(str(tmp_path / "out"), str(tmp_path / "x.xlsx"))
     with pytest.raises(ConfigurationError, match="holds no scores"):
         scores.export(str(tmp_path / "elsewhere"), str(tmp_path / "x.csv"))
+
+
+def test_a_region_has_a_fingerprint_of_its_own(tmp_path: Path, writer: scores.Writer) -> None:
+    writer.commit(_rows(writer, ["whole"]), _rows(writer, []))
+    writer.commit(_rows(writer, ["box"], box=[0, 0, 5, 5], lapv_fingerprint="b1"), _rows(writer, []))
+    scores.check_compatible(str(tmp_path / "out"), FINGERPRINTS, backfill=False)
+    wanted = _manifest(tmp_path, ["whole", "box"], box=[None, [0, 0, 5, 5]])
+    assert _pending(tmp_path, writer, wanted) == {}
+
+
+def test_a_code_that_only_one_metric_failed_with_can_be_retried(tmp_path: Path, writer: scores.Writer) -> None:
+    partial = {"status": "partial", "error_code": "flat", "lapv": None, "lapv_state": "failed:too_small"}
+    writer.commit(_rows(writer, ["a"], **partial), _rows(writer, []))
+    assert not _pending(tmp_path, writer, _manifest(tmp_path, ["a"]))
+    assert _pending(tmp_path, writer, _manifest(tmp_path, ["a"]), retry=[ErrorCode.TOO_SMALL])
+
+
+def test_a_superseded_run_can_tell(tmp_path: Path, writer: scores.Writer) -> None:
+    writer.check_current()
+    scores.Writer(str(tmp_path / "out"), ["lapv"], "run-2")
+    with pytest.raises(Superseded):
+        writer.check_current()
+
+
+def test_what_is_no_table_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "scores").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match="is no score table"):
+        scores.open_table(str(tmp_path))
+    log = tmp_path / "damaged" / "scores" / "_delta_log"
+    log.mkdir(parents=True)
+    (log / "00000000000000000000.json").write_text("{ no json")
+    with pytest.raises(ConfigurationError, match="is no score table"):
+        scores.open_table(str(tmp_path / "damaged"))
+    (tmp_path / "_fingerprints.json").write_text("[1")
+    with pytest.raises(ConfigurationError, match="restore or remove"):
+        scores.read_fingerprints(str(tmp_path))
 
 
 def test_paths_that_the_table_format_mangles_are_refused(tmp_path: Path) -> None:

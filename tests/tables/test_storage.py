@@ -142,7 +142,13 @@ def test_a_listing_is_recursive_and_leaves_out_hidden_names_pipes_and_links_to_f
     (tmp_path / "link.jpg").symlink_to(tmp_path / "b.jpg")
     (tmp_path / "broken.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")
-    assert [item.name for item in storage.walk(str(tmp_path))] == ["a.txt", "b.jpg", "link.jpg", "sub/deep/c"]
+    assert [item.name for item in storage.walk(str(tmp_path))] == [
+        "a.txt",
+        "b.jpg",
+        "broken.jpg",
+        "link.jpg",
+        "sub/deep/c",
+    ]
 
 
 def test_secrets_stay_out_of_messages_and_rows() -> None:
@@ -154,6 +160,11 @@ def test_secrets_stay_out_of_messages_and_rows() -> None:
         storage.check_location("s3://KEY:SECRET@bucket/x", "--output")
     assert "SECRET" not in str(caught.value)
     assert _code("s3://KEY:SECRET@bucket/x.jpg") is ErrorCode.DENIED
+    for uri in ("s3://KEY:SEC/RET@bucket/x.jpg", "s3://b/x.jpg?X-Amz-Credential=RET&X-Amz-Signature=RET"):
+        assert _code(uri) is ErrorCode.DENIED
+        assert "RET" not in storage.without_secrets(uri)
+    for uri in ("s3://bucket/me@home.jpg", "s3://bucket/10:30@home.jpg", "abfs://container@account/x.jpg"):
+        assert not storage._has_credentials(uri)
 
 
 def test_writing_replaces_whole_files_only(tmp_path: Path) -> None:

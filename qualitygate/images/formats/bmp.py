@@ -1,5 +1,6 @@
 """BMP: header checked here, pixels by Pillow, which refuses files with too few rows.
 
+Samples of zero are black: a download filled up with zeros can't be told from a black picture.
 Run-length compressed bitmaps are decoded in Python by Pillow, so large ones are unsupported. Alpha counts
 only where the header names a mask for it. Peak memory per pixel: 7 bytes.
 """

@@ -4,6 +4,9 @@ Both formats say how a picture is to be turned with properties of their own (iro
 orientation to be informative only. libheif applies them while decoding; Pillow reports libavif's as an
 orientation, which is applied like any other. EXIF's own is ignored in both, so nothing is turned twice.
 
+An AV1 or HEVC item that ends in 16 equal bytes is truncated: a bit of its own ends the data, so these were
+filled up, as by a download cut short. Sequences (moov) that were filled up can't be told.
+
 Every item must lie inside the file, else it is truncated: the libraries notice only what they touch. libheif
 conceals some damage inside an HEVC stream; that can't be told here.
 
@@ -25,6 +28,8 @@ from qualitygate.images.raster import Bound, Raster
 _PICTURE_TYPES = frozenset(
     {b"hvc1", b"hev1", b"av01", b"avc1", b"vvc1", b"jpeg", b"j2k1", b"unci", b"grid", b"iden", b"iovl", b"tmap"}
 )
+_ENDED_BY_A_BIT = frozenset({b"hvc1", b"hev1", b"av01"})
+_SHORTEST_FILL = 16
 _MAX_BOXES = 20_000
 _MAX_EXTENTS = 100_000
 
@@ -35,6 +40,7 @@ class Items:
 
     largest: tuple[int, int] = (0, 0)
     exif_items: set[int] = field(default_factory=set)
+    coded_items: set[int] = field(default_factory=set)  # AV1 and HEVC
     other_types: list[int] = field(default_factory=list)  # where the types of items without pixels stand
     extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # item -> (offset, length)
 
@@ -110,9 +116,18 @@ def _describe(data: bytes, bound: Bound) -> tuple[Items, exif.Exif]:
     for extents in items.extents.values():
         if any(offset + length > len(data) for offset, length in extents):
             raise ImageError(ErrorCode.TRUNCATED, "the file ends inside an item (AVIF or HEIF)")
+    for item in items.coded_items & items.extents.keys():
+        if any(_filled(data, offset, length) for offset, length in items.extents[item][-1:]):
+            raise ImageError(ErrorCode.TRUNCATED, "an item filled up with equal bytes (AVIF or HEIF)")
     if not any(kind in (b"meta", b"moov") for kind, _, _ in boxes):
         raise ImageError(ErrorCode.TRUNCATED, "the file ends before its description (AVIF or HEIF)")
     return items, _exif(data, items)
+
+
+def _filled(data: bytes, offset: int, length: int) -> bool:
+    # A length of zero means up to the end of the file.
+    tail = data[offset : offset + length if length else None][-_SHORTEST_FILL:]
+    return len(tail) == _SHORTEST_FILL and len(set(tail)) == 1
 
 
 def _boxes(data: bytes, position: int, end: int, *, top: bool = False) -> Iterator[tuple[bytes, int, int]]:
@@ -171,8 +186,11 @@ def _read_types(data: bytes, start: int, stop: int, items: Items) -> None:
             continue
         id_size = 2 if data[body] == 2 else 4
         at = body + 4 + id_size + 2
+        item = int.from_bytes(data[body + 4 : body + 4 + id_size], "big")
         if data[at : at + 4] == b"Exif":
-            items.exif_items.add(int.from_bytes(data[body + 4 : body + 4 + id_size], "big"))
+            items.exif_items.add(item)
+        if data[at : at + 4] in _ENDED_BY_A_BIT:
+            items.coded_items.add(item)
         if data[at : at + 4] not in _PICTURE_TYPES:
             items.other_types.append(at)
 

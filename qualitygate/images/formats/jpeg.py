@@ -11,12 +11,18 @@ warning, tells. What becomes of each:
                                             each coefficient must arrive at its last bit in each component
     junk between header segments            decodes: libjpeg skips it; some cameras write it
     padding, one byte value, before the end decodes: MJPEG cameras fill their buffers so
+    the same in the place of missing rows   truncated: a download cut short, in a file of its full size
     other bytes left over after the last    undecodable: a damaged stream loses step and ends too soon
     row, or between restart markers
     bad Huffman code, lost restart marker   undecodable
 
 JPEG has no checksum: a flipped bit after which the decoder falls into step again without a byte left over (up
 to seven are held in its bit buffer) can't be told from a picture that was meant so.
+
+A fill is told from padding by decoding once more without it, and from data by its end: flat areas may end in a
+run of equal bytes, but need the last of them. Not told: a fill of the last two or three bytes alone, or one that
+happens to end with the last code. A flat picture whose own data end in whole bytes of the padding's value (with
+Huffman tables made for it) is taken for one filled up.
 
 Unsupported: 12-bit, lossless, hierarchical, a height given after the scan (DNL), two components, and
 arithmetic coding, whose decoder takes missing data for zeros by definition: truncation would go unseen.
@@ -27,6 +33,7 @@ bytes; CMYK 8 in all.
 
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +63,9 @@ _HARMLESS = ("JFIF revision", "Invalid SOS parameters", "Adobe color transform")
 _MAX_REPAIRS = 4
 # As many bytes as libjpeg's bit buffer may want beyond the last code.
 _LOOK_AHEAD = 16
+_TAILS = (b"\x00" * _LOOK_AHEAD, b"\xff\x00" * _LOOK_AHEAD)
+# Of a run of padding, so many bytes may be the data's own that happen to be the same.
+_KEPT = 2
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x(..)")
 
 
@@ -197,24 +207,72 @@ def _decode_or_repair(data: bytes, layout: Layout) -> UInt8:
     if layout.end is None:
         # Supplying the end marker tells "only the marker is missing" from "rows are missing".
         stream = data.rstrip(b"\xff") + bytes((0xFF, _EOI))
-    padding = 0
+    run = _last_run(data, layout)
+    drop = 0
     for _ in range(_MAX_REPAIRS):
         try:
-            return _decode(stream, layout)
+            pixels = _decode(stream, layout)
         except ImageError as error:
             message = error.failure.message
             if "subsampling" in message:
-                return _decode_unusual_sampling(data, layout)
+                return _decode_unusual_sampling(data, layout, run)
             extraneous = _EXTRANEOUS.search(message)
             if extraneous and int(extraneous[2], 16) == _EOI:
-                padding += int(extraneous[1])  # without the bytes that the decoder's bit buffer holds
+                # Without the bytes that the decoder's bit buffer holds. All of the run goes, whatever of it the
+                # decoder took for codes: where rows are missing then, it was put in the place of data.
+                if run < int(extraneous[1]):
+                    raise
+                drop = run if drop else max(run - _KEPT, 1)
             elif not extraneous and not any(harmless in message for harmless in _HARMLESS):
                 raise
-            rewritten = _rewrite(data, layout, padding)
-            if rewritten in (None, stream):
+            rewritten = _rewrite(data, layout, drop)
+            if rewritten == stream:
                 raise
-            stream = rewritten or stream
+            stream = rewritten
+        else:
+            if not drop:
+                _check_run(run, lambda less: _complete(_rewrite(data, layout, less), layout))
+            return pixels
     return _decode(stream, layout)
+
+
+def _last_run(data: bytes, layout: Layout) -> int:
+    """How many equal bytes the last scan's data end in; fill bytes (0xFF) before a marker aren't data."""
+    scan = layout.segments[_last_scan(layout)]
+    coded = data[_coded(data, scan) : scan.stop].rstrip(b"\xff")
+    run = len(coded) - len(coded.rstrip(coded[-1:]))
+    # After 0xFF the first zero is stuffing.
+    return run - (coded[-1:] == b"\x00" and coded[: len(coded) - run].endswith(b"\xff"))
+
+
+def _last_scan(layout: Layout) -> int:
+    return max(index for index, segment in enumerate(layout.segments) if segment.marker == _SOS)
+
+
+def _coded(data: bytes, scan: Segment) -> int:
+    """Where a scan's entropy-coded data start."""
+    return scan.body - 2 + int.from_bytes(data[scan.body - 2 : scan.body], "big")
+
+
+def _check_run(run: int, complete_without: Callable[[int], bool]) -> None:
+    """Raises where the data's last `run` bytes, all equal, stand in the place of missing ones.
+
+    complete_without: whether all rows are there without so many of the last bytes. Where they are without the
+    run, it is padding. Where the very last byte is needed the run is data: flat areas end so. A fill that the
+    decoder took for codes leaves bytes over.
+    """
+    if run > _KEPT and not complete_without(run - _KEPT) and complete_without(1):
+        raise ImageError(ErrorCode.TRUNCATED, f"JPEG: filled up with {run} equal bytes in the place of its last rows")
+
+
+def _complete(stream: bytes, layout: Layout) -> bool:
+    try:
+        _decode(stream, layout)
+    except ImageError as error:
+        if error.failure.code == ErrorCode.OUT_OF_MEMORY:
+            raise
+        return error.failure.code != ErrorCode.TRUNCATED
+    return True
 
 
 def _decode(stream: bytes, layout: Layout) -> UInt8:
@@ -229,18 +287,15 @@ def _decode(stream: bytes, layout: Layout) -> UInt8:
     return cmyk_to_rgb(pixels, inverted=True) if colours == "CMYK" else grey_to_rgb(pixels[..., 0])
 
 
-def _rewrite(data: bytes, layout: Layout, padding: int) -> bytes | None:
-    """The same picture without what is odd but harmless; None if `padding` bytes at its end aren't all alike."""
+def _rewrite(data: bytes, layout: Layout, drop: int) -> bytes:
+    """The same picture without what is odd but harmless, and without the last scan's last `drop` bytes."""
     parts = [bytes((0xFF, _SOI))]
-    for segment in layout.segments:
+    for segment in layout.segments[: _last_scan(layout) + 1]:
         # Joining segments leaves out the junk between them.
         parts.append(bytes((0xFF, segment.marker)))
         parts.append(_normal(segment, data[segment.body - 2 : segment.stop], layout))
-    if padding:
-        tail = parts[-1][-padding:]
-        if tail.count(tail[:1]) != padding:
-            return None
-        parts[-1] = parts[-1][:-padding]
+    if drop:
+        parts[-1] = parts[-1].rstrip(b"\xff")[:-drop]
     parts.append(bytes((0xFF, _EOI)))
     return b"".join(parts)
 
@@ -257,7 +312,7 @@ def _normal(segment: Segment, body: bytes, layout: Layout) -> bytes:
     return body
 
 
-def _decode_unusual_sampling(data: bytes, layout: Layout) -> UInt8:
+def _decode_unusual_sampling(data: bytes, layout: Layout, run: int) -> UInt8:
     """Chroma subsampling that TurboJPEG has no name for: Pillow, which passes on no warnings.
 
     Without an end marker Pillow starves where libjpeg would otherwise fill with grey, but it needs a few bytes
@@ -268,13 +323,24 @@ def _decode_unusual_sampling(data: bytes, layout: Layout) -> UInt8:
         samplings = " ".join(f"{h}x{v}" for h, v in layout.samplings.values())
         raise ImageError(ErrorCode.UNSUPPORTED, f"JPEG with chroma subsampling {samplings} in several scans")
     parts = [bytes((0xFF, _SOI))]
-    for segment in layout.segments:
+    for segment in layout.segments[: _last_scan(layout) + 1]:
         if not 0xE0 <= segment.marker <= 0xEF or segment.marker in (_APP0, _APP14):
             parts += [bytes((0xFF, segment.marker)), data[segment.body - 2 : segment.stop]]
-    stream = b"".join(parts)
-    pixels = _by_pillow(stream + b"\x00" * _LOOK_AHEAD)
-    if not np.array_equal(pixels, _by_pillow(stream + b"\xff\x00" * _LOOK_AHEAD)):
+    stream = b"".join(parts).rstrip(b"\xff")
+
+    def complete_without(less: int) -> bool:
+        try:
+            first, second = (_by_pillow(stream[: len(stream) - less] + tail) for tail in _TAILS)
+        except ImageError as error:
+            if error.failure.code == ErrorCode.OUT_OF_MEMORY:
+                raise
+            return False
+        return np.array_equal(first, second)
+
+    pixels = _by_pillow(stream + _TAILS[0])
+    if not np.array_equal(pixels, _by_pillow(stream + _TAILS[1])):
         raise ImageError(ErrorCode.TRUNCATED, "JPEG: its last rows are missing")
+    _check_run(run, complete_without)
     return pixels
 
 

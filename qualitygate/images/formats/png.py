@@ -11,7 +11,7 @@ compressed rows are counted, since Pillow takes a stream that ends between two r
 Animated PNG: the default image. Grey and colour keys (tRNS) are compared at full depth; an index beyond the
 palette is black, as browsers show it. Gamma and colour chunks are ignored, like ICC profiles.
 
-Peak memory per pixel: 8 bytes (RGB), 9 (RGBA), 12 (16-bit RGB).
+Peak memory per pixel: 8 bytes (RGB), 9 (RGBA), 11 (16-bit RGB), 13 (16-bit RGBA).
 """
 
 import struct
@@ -216,17 +216,15 @@ def _sixteen_bits(header: Header, chunks: Chunks) -> UInt8:
         # Four bytes a pixel: read as if they were RGBA, they are grey high, low, alpha high, low.
         both = _samples(chunks, "RGBA").view(">u2")
         return on_white_16(both[..., (0, 0, 0, 1)])
-    wide = _join(
-        _samples(chunks, "RGB;16B" if header.colour == _RGB else "RGBA;16B"),
-        _samples(chunks, "RGB;16L" if header.colour == _RGB else "RGBA;16L"),
-    )
-    if header.colour == _RGB_ALPHA:
-        return on_white_16(wide)
-    rgb = to_eight_bits(wide)
-    key = _colour_key(header, chunks)
-    if key is not None:
-        for rows in bands(*rgb.shape[:2]):
-            rgb[rows][(wide[rows] == key).all(axis=-1)] = 255
+    high = _samples(chunks, "RGB;16B" if header.colour == _RGB else "RGBA;16B")
+    low = _samples(chunks, "RGB;16L" if header.colour == _RGB else "RGBA;16L")
+    key = _colour_key(header, chunks) if header.colour == _RGB else None
+    rgb = np.empty((header.height, header.width, 3), np.uint8)
+    for rows in bands(header.height, header.width):
+        wide = _join(high[rows], low[rows])
+        rgb[rows] = to_eight_bits(wide) if header.colour == _RGB else on_white_16(wide)
+        if key is not None:
+            rgb[rows][(wide == key).all(axis=-1)] = 255
     return rgb
 
 

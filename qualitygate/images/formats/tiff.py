@@ -3,17 +3,19 @@
 Decoded: 1, 2, 4, 8, 16 bits and float (0 to 1); grey either way up, RGB, palette, CMYK; alpha, straight or
 premultiplied, on white; strips or tiles, interleaved or planar; no compression, LZW, deflate, PackBits, or
 JPEG with its own strictness (jpeg.py). A strip that lies outside the file, or is too short, is truncated.
+Uncompressed samples of zero are black: a download filled up with zeros can't be told from a black picture.
 
 Unsupported: raw camera files that are TIFF inside (DNG, NEF, ARW: their first page is a thumbnail, and
 scoring that in silence would be wrong), Lab, fax compression, signed and 32-bit integers, floats outside 0
 to 1.
 
-Peak memory per pixel: 8-bit RGB 3 bytes, 16-bit RGB 9, and a strip's or tile's own bytes while it is
-unpacked, which is the whole picture again where it is a single strip.
+Unpacked samples above 12 bytes per pixel of the bound are too large. Peak memory per pixel: 8-bit RGB 3
+bytes, with alpha 7, 16-bit and float RGB 9, 16-bit with alpha or CMYK 12-15; and of LZW, PackBits and JPEG one
+strip or tile, which is the picture's samples again, 12 bytes at most, where it is a single strip.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,8 +50,6 @@ _NONE, _LZW, _JPEG, _DEFLATE, _OLD_DEFLATE, _PACK_BITS = 1, 5, 7, 8, 32946, 3277
 _UNPACKERS: dict[int, Callable[[memoryview, int], UInt8]] = {
     _NONE: lambda packed, size: np.frombuffer(packed, np.uint8, size),
     _LZW: tiff_codecs.lzw,
-    _DEFLATE: tiff_codecs.deflate,
-    _OLD_DEFLATE: tiff_codecs.deflate,
     _PACK_BITS: tiff_codecs.pack_bits,
 }
 _PREDICTED = frozenset({_LZW, _DEFLATE, _OLD_DEFLATE})
@@ -59,6 +59,8 @@ _RAW_PHOTOMETRICS = (32803, 34892)
 _UNSIGNED, _FLOAT = 1, 3
 _MAX_ENTRIES = 4096
 _MAX_CHANNELS = 5
+# A pixel of three floats. Bytes come a thousandfold out of deflate, pixels alone don't bound them.
+_ADMITTED_BYTES = 12
 # Tiles may be larger than the picture, but not without end: their memory is asked for before they are read.
 _MAX_TILE_PIXELS = 1 << 22
 
@@ -159,6 +161,7 @@ def read(data: bytes, bound: Bound) -> Raster:
     _refuse_raw(directory)
     bound.admit(directory.integer(_WIDTH), directory.integer(_HEIGHT))
     page = _page(directory)
+    _admit_bytes(page, bound)
     metadata = replace(exif.parse(data), orientation=page.orientation)
     return Raster(rgb=_to_rgb(_samples(data, page), page), orientation=page.orientation, exif=metadata)
 
@@ -232,7 +235,7 @@ def _why_unsupported(page: Page, fill_order: int) -> str:
     depth = (page.bits, page.sample_format)
     if page.photometric not in _COLOUR_CHANNELS:
         return f"photometric interpretation {page.photometric}"
-    if page.compression != _JPEG and page.compression not in _UNPACKERS:
+    if page.compression not in {_JPEG, *_PREDICTED, *_UNPACKERS}:
         return f"compression {page.compression}"
     if not _COLOUR_CHANNELS[page.photometric] <= page.samples <= _MAX_CHANNELS:
         return f"{page.samples} samples a pixel for photometric interpretation {page.photometric}"
@@ -264,27 +267,44 @@ def _why_not_predicted(page: Page) -> str:
     return f"predictor {page.predictor} of {page.bits}-bit samples"
 
 
+def _admit_bytes(page: Page, bound: Bound) -> None:
+    """Bounds the bytes that the samples unpack to: as many as the largest picture has at _ADMITTED_BYTES each."""
+    row = (page.width * page.samples * page.bits + 7) // 8
+    try:
+        bound.admit(1, -(-row * page.height // _ADMITTED_BYTES))
+    except ImageError as error:
+        message = (
+            f"TIFF of {page.width}x{page.height} with {page.samples} samples of {page.bits} bits: "
+            f"{row * page.height} bytes; the bound is {_ADMITTED_BYTES} for each of max_pixels"
+        )
+        raise ImageError(ErrorCode.TOO_LARGE, message) from error
+    finally:
+        bound.width, bound.height = page.width, page.height
+
+
 def _samples(data: bytes, page: Page) -> Samples:
-    """(H, W, S) samples in native byte order."""
+    """(H, W, S) samples in native byte order, floats as 16 bits, without those that mean nothing here."""
     planes = page.samples if page.planar else 1
     channels = page.samples // planes
     across, down = -(-page.width // page.chunk_width), -(-page.height // page.chunk_height)
-    expected = planes * across * down
-    if len(page.offsets) < expected:
-        raise _truncated(f"{len(page.offsets)} strips or tiles of {expected}")
-    dtype = {32: np.float32, 16: np.uint16}.get(page.bits, np.uint8)
-    out: Samples = np.empty((page.height, page.width, page.samples), dtype)
-    for index in range(expected):
+    if len(page.offsets) < planes * across * down:
+        raise _truncated(f"{len(page.offsets)} strips or tiles of {planes * across * down}")
+    kept = _COLOUR_CHANNELS[page.photometric] + (page.alpha > 0 and page.photometric != _CMYK)
+    out: Samples = np.empty((page.height, page.width, kept), np.uint8 if page.bits <= 8 else np.uint16)
+    for index in range((kept if page.planar else 1) * across * down):
         plane, place = divmod(index, across * down)
         top, left = place // across * page.chunk_height, place % across * page.chunk_width
         rows = page.chunk_height if page.tiled else min(page.chunk_height, page.height - top)
-        target = out[top : top + rows, left : left + page.chunk_width, plane * channels : (plane + 1) * channels]
-        target[...] = _chunk(data, page, index, rows, channels)[: target.shape[0], : target.shape[1]]
+        for band in _chunk(data, page, index, rows, channels):
+            target = out[top : top + len(band), left : left + page.chunk_width, plane if page.planar else slice(None)]
+            source = band[: len(target), : target.shape[1], 0 if page.planar else slice(kept)]
+            target[...] = _unit_floats_to_16_bits(source) if page.bits == 32 else source
+            top += len(band)
     return out
 
 
-def _chunk(data: bytes, page: Page, index: int, rows: int, channels: int) -> Samples:
-    """(rows, chunk width, channels) samples of one strip or tile."""
+def _chunk(data: bytes, page: Page, index: int, rows: int, channels: int) -> Iterator[Samples]:
+    """(rows, chunk width, channels) samples of one strip or tile, some rows at a time."""
     row_bytes = (page.chunk_width * channels * page.bits + 7) // 8
     size = rows * row_bytes
     if page.compression == _NONE:
@@ -294,8 +314,21 @@ def _chunk(data: bytes, page: Page, index: int, rows: int, channels: int) -> Sam
             raise ImageError(ErrorCode.UNDECODABLE, "TIFF: compressed data of unknown size")
         packed = _stored(data, page, index, page.counts[index])
     if page.compression == _JPEG:
-        return _jpeg_chunk(packed, page, rows, channels)
-    unpacked = _UNPACKERS[page.compression](packed, size).reshape(rows, row_bytes)
+        yield _jpeg_chunk(packed, page, rows, channels)
+        return
+    parts = list(bands(rows, row_bytes))
+    if page.compression in _UNPACKERS:
+        unpacked = _UNPACKERS[page.compression](packed, size).reshape(rows, row_bytes)
+        pieces: Iterator[UInt8] = (unpacked[part] for part in parts)
+    else:
+        pieces = tiff_codecs.deflate(packed, [(part.stop - part.start) * row_bytes for part in parts])
+    for piece in pieces:
+        yield _meaning(piece.reshape(-1, row_bytes), page, channels)
+
+
+def _meaning(unpacked: UInt8, page: Page, channels: int) -> Samples:
+    """(rows, chunk width, channels) samples of (rows, bytes)."""
+    rows = len(unpacked)
     if page.bits < 8:
         return _unpack_bits(unpacked, page.bits)[:, : page.chunk_width].reshape(rows, page.chunk_width, 1)
     predictor = page.predictor if page.compression in _PREDICTED else 1
@@ -348,9 +381,7 @@ def _unpack_bits(packed: UInt8, bits: int) -> UInt8:
 
 def _to_rgb(samples: Samples, page: Page) -> UInt8:
     """Gives samples their meaning."""
-    if page.bits == 32:
-        samples = _unit_floats_to_16_bits(samples)
-    elif page.bits < 8 and page.photometric != _PALETTE:
+    if page.bits < 8 and page.photometric != _PALETTE:
         samples = samples * np.uint8(255 // ((1 << page.bits) - 1))
     if page.photometric == _PALETTE:
         return _palette(page)[samples[..., 0]]

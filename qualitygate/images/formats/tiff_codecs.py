@@ -7,7 +7,7 @@ beyond those expected are ignored, as every reader does.
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,33 @@ import numpy.typing as npt
 from qualitygate.errors import ErrorCode, ImageError
 from qualitygate.images.pixels import UInt8
 
+_INFLATED_AT_ONCE = 1 << 16
+# Bytes that hold the end of a deflate stream and its checksum.
+_CHECKSUM = 16
 _CLEAR, _END, _FIRST_FREE, _TABLE = 256, 257, 258, 4096
 
 
-def deflate(packed: memoryview, size: int) -> UInt8:
-    """zlib, its checksum compared where the stream ends as expected."""
+def deflate(packed: memoryview, sizes: list[int]) -> Iterator[UInt8]:
+    """zlib, as many bytes at a time as asked for; its checksum is compared where the stream ends as expected."""
     inflater = zlib.decompressobj()
+    position, waiting = 0, b""
     try:
-        unpacked = inflater.decompress(packed, size)
-        inflater.decompress(inflater.unconsumed_tail, 1)
+        for size in sizes:
+            out = bytearray()
+            while len(out) < size and not inflater.eof:
+                if not waiting:
+                    waiting = bytes(packed[position : position + _INFLATED_AT_ONCE])
+                    position += len(waiting)
+                starved = not waiting
+                piece = inflater.decompress(waiting, size - len(out))
+                waiting = inflater.unconsumed_tail
+                out += piece
+                if starved and not piece:
+                    break
+            yield _exactly(np.frombuffer(out, np.uint8), size)
+        inflater.decompress(waiting + packed[position : position + _CHECKSUM], 1)
     except zlib.error as error:
         raise _undecodable(str(error)) from error
-    return _exactly(np.frombuffer(unpacked, np.uint8), size)
 
 
 def pack_bits(packed: memoryview, size: int) -> UInt8:

@@ -2,7 +2,9 @@
 
 OpenCV decodes straight into the array, where Pillow's animation decoder holds two canvases and a copy, and it
 is silent for WebP. A file shorter than its RIFF header says, or whose bit stream ends early, is truncated;
-libwebp refuses the latter by itself. A lossy stream has no checksum: damage inside it may decode.
+libwebp refuses the latter by itself. It also decodes a stream filled up with one byte value, as by a download
+cut short: where a run at the end is needed for all rows, but not up to its end, it is such a fill (flat areas
+need it all). A lossy stream has no checksum: damage inside it may decode.
 
 Animated WebP: the first frame on white. Peak memory per pixel: 4 bytes, 8 with alpha.
 """
@@ -19,6 +21,10 @@ from qualitygate.images.raster import Bound, Raster
 
 _ANIMATED, _ALPHA = 0x02, 0x10
 _MAX_CHUNKS = 100_000
+_SHORTEST_FILL = 16
+# Beyond the last bit that libwebp needs, encoders write less than that.
+_FLUSHED = 8
+_OPENCV_LEAST = 32
 
 
 @dataclass(slots=True)
@@ -116,15 +122,32 @@ def _decode(still: Still, width: int, height: int) -> UInt8:
     if still.alpha is not None and not still.lossless:
         size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
         body = _chunk(b"VP8X", bytes((_ALPHA, 0, 0, 0)) + size) + _chunk(b"ALPH", still.alpha) + body
-    alone = np.frombuffer(b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body, np.uint8)
     with libraries.decoder_errors("WebP"):
-        pixels = cv2.imdecode(alone, cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(_alone(body), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.shape[:2] != (height, width):
         raise ImageError(ErrorCode.TRUNCATED, "WebP: the bit stream ends early or is damaged")
+    run = len(still.picture) - len(still.picture.rstrip(still.picture[-1:]))
+    if run >= _SHORTEST_FILL and not _complete(still, run) and _complete(still, _FLUSHED):
+        raise ImageError(ErrorCode.TRUNCATED, f"WebP: filled up with {run} equal bytes in the place of its last rows")
     conversion = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
     for rows in bands(height, width):
         pixels[rows] = cv2.cvtColor(pixels[rows], conversion)
     return on_white(pixels) if pixels.shape[2] == 4 else pixels
+
+
+def _complete(still: Still, less: int) -> bool:
+    """Whether all rows are there without so many of the picture's last bytes."""
+    import cv2
+
+    body = _chunk(b"VP8L" if still.lossless else b"VP8 ", still.picture[:-less])
+    with libraries.decoder_errors("WebP"):
+        return cv2.imdecode(_alone(body), cv2.IMREAD_UNCHANGED) is not None
+
+
+def _alone(body: bytes) -> UInt8:
+    """A file of these chunks. OpenCV refuses files under 32 bytes, so something follows that libwebp ignores."""
+    riff = b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"WEBP" + body
+    return np.frombuffer(riff + bytes(max(0, _OPENCV_LEAST - len(riff))), np.uint8)
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -1,0 +1,107 @@
+"""The networks in the catalogue: described as they are, skipped when absent, marked when untrained, never trusted."""
+
+import importlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+
+import qualitygate
+from qualitygate.errors import ConfigurationError
+from qualitygate.metrics import PUBLISHED, Parameters, catalogue, default_names, networks, select
+from qualitygate.metrics.rows import Plan
+
+SMALL = np.ascontiguousarray(skimage.data.astronaut()[100:240, 100:260])
+
+
+@pytest.fixture(autouse=True)
+def _no_weights_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QUALITYGATE_WEIGHTS", str(tmp_path / "none"))
+    networks._locate.cache_clear()
+
+
+@pytest.mark.parametrize("name", list(networks.NETWORKS))
+def test_the_description_is_that_of_the_module(name: str) -> None:
+    network = networks.NETWORKS[name]
+    preset = importlib.import_module(f"qualitygate.metrics.{network.module}").PRESETS[name]
+    assert (network.name, network.weights, network.range) == (preset.name, preset.weights, preset.range)
+    assert preset.higher_is_better
+    assert preset.trained_on in network.unit
+
+
+def test_absent_parameters_skip_the_network_and_no_other() -> None:
+    names, skipped = default_names()
+    assert names == ["lapv", "lapm", "wavs", "brisque", "niqe"]
+    assert set(skipped) == {"musiq", "maniqa", "hyperiqa"}
+    assert all("qualitygate weights fetch" in reason for reason in skipped.values())
+    with pytest.raises(ConfigurationError, match=r"musiq can't be computed.*weights fetch"):
+        qualitygate.score(SMALL, "musiq")
+
+
+def test_untrained_scores_say_so_wherever_they_go() -> None:
+    (row,) = qualitygate.score(SMALL, "musiq,lapm", untrained=True).to_pylist()
+    assert row["musiq_state"] == "ok"
+    assert row["musiq_fingerprint"].startswith("untrained-")
+    assert not row["lapm_fingerprint"].startswith("untrained-")
+    definition = Plan(metrics=("musiq",), parameters=Parameters(untrained=True)).definitions()["musiq"]["whole"]
+    assert definition["trained"] is False
+    assert "untrained" in definition["parameters_sha256"]
+
+
+@pytest.mark.parametrize("name", ["musiq", "musiq-ava", "hyperiqa"])
+def test_both_backends_give_one_score_for_one_set_of_parameters(name: str) -> None:
+    pytest.importorskip("pyiqa")
+    native, stock = (
+        qualitygate.score(SMALL, name, backend=backend, untrained=True).to_pylist()[0]
+        for backend in ("native", "pyiqa")
+    )
+    assert native["status"] == stock["status"] == "ok"
+    assert native[name] == pytest.approx(stock[name], rel=1e-4)
+    assert native[f"{name}_fingerprint"] != stock[f"{name}_fingerprint"]
+
+
+def test_pyiqas_names_are_mapped_and_nothing_is_downloaded() -> None:
+    pytest.importorskip("pyiqa")
+    from qualitygate.metrics import reference
+
+    built = reference._build(networks.NETWORKS["maniqa"])
+    assert built.swintransformer1.scale == 0.13
+    assert reference._build(networks.NETWORKS["maniqa-koniq"]).swintransformer1.scale == 0.8
+
+
+def test_a_users_own_file_is_loaded_by_its_hash(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    musiq = importlib.import_module("qualitygate.metrics.musiq")
+    state = dict(musiq.seeded_state_dict(networks.UNTRAINED_SEED, musiq.PRESETS["musiq"]))
+    path = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(state, path)
+    (own,) = qualitygate.score(SMALL, "musiq", weights=str(path)).to_pylist()
+    (seeded,) = qualitygate.score(SMALL, "musiq", untrained=True).to_pylist()
+    assert own["musiq"] == pytest.approx(seeded["musiq"], rel=1e-6)
+    assert not own["musiq_fingerprint"].startswith("untrained-")
+
+
+class _Runs:
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (self._marker,))  # type: ignore[return-value]
+
+
+def test_a_malicious_checkpoint_runs_nothing_and_is_named(tmp_path: Path) -> None:
+    path, marker = tmp_path / "evil.pth", tmp_path / "ran"
+    path.write_bytes(pickle.dumps({"params": _Runs(marker)}))
+    with pytest.raises(ConfigurationError, match=r"evil\.pth"):
+        qualitygate.score(SMALL, "musiq", weights=str(path))
+    assert not marker.exists()
+
+
+def test_the_catalogue_keeps_its_networks_bound() -> None:
+    assert catalogue()["musiq"].unavailable() is not None
+    assert catalogue("native", Parameters(untrained=True))["musiq"].unavailable() is None
+    assert select(["musiq"], "native", PUBLISHED)[0].trained
+    assert networks.pinned(("musiq", "lapv"), PUBLISHED).located == ()
