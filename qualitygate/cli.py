@@ -1,6 +1,7 @@
 """The command line: one function a verb, no logic of its own."""
 
 import json
+import os
 import signal
 import sys
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import typer
 
 from qualitygate import __version__
 from qualitygate.config import ScoreConfig, load
-from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, ErrorCode, QualityGateError
+from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, ErrorCode, Interrupted, QualityGateError
 from qualitygate.report import progress as progress_bars
 
 # Typer carries its own copy of click, whose base class of usage errors has no public name.
@@ -43,6 +44,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(2)
     except QualityGateError as error:
         sys.stderr.write(f"qualitygate: {' '.join(str(error).split())}\n")
+        if isinstance(error, Interrupted):
+            # All is written and closed. Ray's threads, stopped while they were starting, may crash an orderly exit.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("qualitygate: stopped\n")
@@ -87,7 +93,7 @@ def score(
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the results; the table lies in its scores/.")] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Metrics by name, with commas; default: all that can be computed.")
+        str | None, typer.Option(help="Metrics by name, with commas; default: those of the paper that can be computed.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="native, or pyiqa for comparison.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -115,7 +121,7 @@ def score(
     ray_address: Annotated[str | None, typer.Option(help="auto, local, or a cluster's address.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of the same keys.")] = None,
 ) -> None:
-    """Score every image that has no valid row yet. Exit code 0 done, 2 configuration, 3 too many errors."""
+    """Score every image that has no valid row yet. Exit codes: 0 done, 2 to mend, 3 too many errors, 130 stopped."""
     given: dict[str, Any] = {key: value for key, value in locals().items() if key != "config"}
     given["metrics"] = _names(metrics)
     given["retry"] = _codes(retry)
@@ -174,7 +180,7 @@ def dataset_render(
     name: Annotated[str, typer.Option(help="sharpness, calibration, study or baseline.")],
     output: Annotated[Path, typer.Option(help="Folder for the photographs and manifest.parquet.")],
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 1024,
-    count: Annotated[int | None, typer.Option(help="Photographs; default: as many as the paper has.")] = None,
+    count: Annotated[int | None, typer.Option(help="Photographs; default: the paper's 140, 700, 2800, 3090.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed, other photographs.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
 ) -> None:

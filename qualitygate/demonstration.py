@@ -1,6 +1,7 @@
 """The demo: render photographs whose blur is known, score them, and show that the scores tell."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,19 @@ def run(output: Path, *, count: int, size: int, write: Callable[[str], Any]) -> 
     picture = output / "best_and_worst.png"
     storage.write_bytes(str(picture), draw_extremes(table, list(stats["metrics"]), photographs))
     write(
+        "   Good scores fall with blur (near -1), or rise (near +1) where lower is better. BRISQUE judges\n"
+        "   naturalness more than focus, so its best photographs may be soft. The picture shows their middles.\n\n"
         f"   photographs   {photographs} (manifest.parquet holds the true blur and noise)\n"
-        f"   scores        {results / 'scores'} (qualitygate export --input {results} --output scores.csv)\n"
+        f"   scores        {results / 'scores'}\n"
+        f"                 ({_command()} export --input {results} --output scores.csv)\n"
         f"   run           {results / '_stats.json'}\n"
         f"   look at       {picture}\n"
     )
+
+
+def _command() -> str:
+    """The command line as it can be pasted: the environment need not be activated."""
+    return os.path.relpath(os.path.join(sys.prefix, "bin", "qualitygate"))
 
 
 def scored_with_truth(results: Path, manifest: Path) -> pa.Table:

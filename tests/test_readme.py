@@ -44,7 +44,7 @@ def test_every_verb_runs(verb: str) -> None:
 def test_every_flag_named_is_a_key() -> None:
     section = README.split("## Score your own photographs")[1].split("## What you get")[0]
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", section)}
-    known = set(ScoreConfig.model_fields) | {"config", "json", "working_dir"}
+    known = set(ScoreConfig.model_fields) | {"config", "json", "working_dir", "name", "count", "size"}
     assert flags <= known
 
 

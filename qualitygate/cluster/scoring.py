@@ -120,7 +120,7 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         progress.start(total=manifest.rows, done=manifest.rows - rows)
         try:
             if rows:
-                _stream(config, plan, run_id, writer, spool, rows, recorder, worker)
+                _stream(config, plan, run_id, writer, spool, rows, recorder, worker, progress)
         except KeyboardInterrupt as stop:
             recorder.commit()
             audit = scores.audit(manifest, output, plan.metrics, complete=False)
@@ -136,7 +136,7 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         state = "error_budget_exceeded" if exceeded else "done"
         stats = _write_stats(output, run_id, config, plan, recorder, audit, started, state=state)
     if exceeded:
-        codes = ", ".join(f"{count} {code}" for code, count in audit.by_code.items())
+        codes = ", ".join(f"{count} {code}" for code, count in audit.errors_by_code.items())
         raise ErrorBudgetExceeded(
             f"{audit.by_status.get('error', 0)} of {audit.expected} images have no score ({codes}): more than "
             f"--max-error-rate {config.max_error_rate:g}; all rows are kept in {storage.redact(output)!r}",
@@ -264,7 +264,9 @@ def _stream(
     rows: int,
     recorder: _Recorder,
     worker: type | None,
+    progress: Progress,
 ) -> None:
+    progress.note("starting Ray and the workers, which takes some ten seconds")
     with session.connect(config.ray_address) as cluster:
         if config.device == "auto" and cluster.gpus and any(m.device == "gpu" for m in plan.selected()):
             plan = replace(plan, device="cuda")
@@ -376,6 +378,7 @@ def _write_stats(
             "error_rate": round(audit.error_rate, 6),
             "by_status": audit.by_status,
             "by_code": audit.by_code,
+            "examples": audit.examples,
         },
         "metrics": audit.metrics,
         "fingerprints": plan.fingerprints(),

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ def connect(address: str = "auto") -> Iterator[Cluster]:
         yield _describe(local=False)
         return
     local = address == "local" or (address == "auto" and not os.environ.get("RAY_ADDRESS"))
+    if not local:
+        _check_reachable(address if address != "auto" else os.environ["RAY_ADDRESS"])
     try:
         with _without_native_stderr(), _own_signals():
             if local:
@@ -75,6 +78,20 @@ def _quiet_environment() -> None:
     # Ray's C++ side reports on stderr what we handle (workers that die) and tell in our own words.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would wait for minutes, in silence, for an address where nothing listens."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"no Ray cluster answers at {address!r} ({error.strerror or error}); start it, unset RAY_ADDRESS, "
+            "or use --ray-address local for this machine"
+        ) from error
 
 
 @contextmanager

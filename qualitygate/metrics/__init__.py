@@ -55,8 +55,6 @@ def default_names(backend: Backend = "native", parameters: Parameters = PUBLISHE
                 found.append(name)
             else:
                 skipped[name] = reason
-        else:
-            skipped[name] = _absent(name, backend)
     return found, skipped
 
 

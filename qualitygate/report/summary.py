@@ -10,6 +10,9 @@ from rich.table import Table
 
 from qualitygate.metrics import CATALOGUE, catalogue
 
+# Columns of a terminal that the whole table of metrics needs.
+_WIDE = 150
+
 
 def _rendered(*parts: Any, width: int | None = None) -> str:
     buffer = StringIO()
@@ -40,6 +43,7 @@ def of_run(stats: Mapping[str, Any], output: str) -> str:
     ]
     if manifest["by_code"]:
         lines.append("codes:  " + ", ".join(f"{count:,} {code}" for code, count in manifest["by_code"].items()))
+        lines += [f"        {row['image_id']}: {row['code']}, {row['message']}" for row in manifest.get("examples", ())]
     lines.append(f"table:  {output}/scores (Delta Lake; 'qualitygate export' writes Parquet or CSV)")
     return _rendered(metric_ranges(stats["metrics"], untrained=stats.get("untrained", ())), *lines)
 
@@ -107,33 +111,26 @@ def describe_metrics(backend: Literal["native", "pyiqa"]) -> list[dict[str, Any]
 
 
 def metrics_table(described: Sequence[Mapping[str, Any]]) -> str:
-    """The same for people."""
+    """The same for people; a narrow terminal gets the columns that fit it."""
+    wide = _width() >= _WIDE
+    titles = ("metric", "better", "range", "unit", "present", "v", "device", "code", "parameters", "reference")
+    shown = len(titles) if wide else titles.index("v")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in (
-        "metric",
-        "v",
-        "better",
-        "range",
-        "unit",
-        "device",
-        "code",
-        "parameters",
-        "present",
-        "reference",
-    ):
+    for title in titles[:shown]:
         table.add_column(title, overflow="fold")
     for metric in described:
         low, high = metric["range"]
-        table.add_row(
+        cells = (
             metric["name"],
-            str(metric["version"]),
             metric["direction"],
             f"{'-inf' if low is None else format(low, 'g')}..{'inf' if high is None else format(high, 'g')}",
             metric["unit"],
+            "yes" if metric["parameters_present"] else f"no: {metric['unavailable']}" if wide else "no",
+            str(metric["version"]),
             metric["device"],
             metric["code_license"],
             metric["weights_license"] or "none needed",
-            "yes" if metric["parameters_present"] else f"no: {metric['unavailable']}",
             metric["reference"],
         )
-    return _rendered(table, width=max(_width(), 150))
+        table.add_row(*cells[:shown])
+    return _rendered(table, *([] if wide else [f"More in a terminal of {_WIDE} columns, or with --json."]))

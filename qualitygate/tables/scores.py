@@ -449,6 +449,8 @@ class Audit:
     duplicates: int
     by_status: dict[str, int]
     by_code: dict[str, int]
+    errors_by_code: dict[str, int]
+    examples: list[dict[str, str]]
     metrics: dict[str, dict[str, Any]]
 
     @property
@@ -471,12 +473,22 @@ def audit(manifest: Manifest, output: str, metrics: Sequence[str], *, complete: 
                 f"SELECT error_code, count(*) FROM {rows} WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY 1"
             ).fetchall()
         )
+        errors_by_code = dict(
+            database.sql(
+                f"SELECT error_code, count(*) FROM {rows} WHERE status = 'error' GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+        )
+        examples = database.sql(
+            f"SELECT image_id, error_code, error_message FROM {rows} WHERE status = 'error' ORDER BY image_id LIMIT 5"
+        ).fetchall()
         result = Audit(
             expected=manifest.rows,
             present=distinct,
             duplicates=present - distinct,
             by_status=by_status,
             by_code=by_code,
+            errors_by_code=errors_by_code,
+            examples=[dict(zip(("image_id", "code", "message"), found, strict=True)) for found in examples],
             metrics={metric: _summary(database, rows, metric) for metric in metrics},
         )
     if result.duplicates:

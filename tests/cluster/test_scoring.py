@@ -4,17 +4,20 @@ import json
 import math
 import os
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import malformed
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.cloudpickle
 import skimage.data
 from job_helpers import Silent, write_photographs
+from PIL import Image
 
 import qualitygate
 from qualitygate.cluster import scoring, session, workers
@@ -250,6 +253,23 @@ def test_workers_are_placed_on_the_gpus_that_ray_has(tmp_path: Path, silent: Sil
     assert all(gpus for gpus in stats["workers"].values())
     with pytest.raises(ConfigurationError, match="--device cpu"):
         _run(tmp_path / "in", tmp_path / "other", silent, metrics=FOCUS, device="cuda", gpus_per_worker=3)
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ConfigurationError, match=r"no Ray cluster answers.*--ray-address local"):
+        session._check_reachable(f"127.0.0.1:{port}")
+
+
+def test_the_budget_counts_images_without_any_score_only(tmp_path: Path, silent: Silent) -> None:
+    write_photographs(tmp_path / "in", 2)
+    (tmp_path / "in" / "text.jpg").write_text("no image")
+    Image.fromarray(np.zeros((60, 60, 3), np.uint8)).save(tmp_path / "in" / "flat.png")
+    with pytest.raises(ErrorBudgetExceeded, match=r"1 of 4 images have no score \(1 undecodable\)") as caught:
+        _run(tmp_path / "in", tmp_path / "out", silent, metrics=("lapm", "niqe"))
+    assert [row["image_id"] for row in caught.value.stats["manifest"]["examples"]] == ["text.jpg"]
 
 
 def test_a_pool_always_leaves_a_cpu_for_the_tasks_that_feed_it() -> None:
