@@ -74,6 +74,17 @@ def test_rows_are_appended_and_replaced(tmp_path: Path, writer: scores.Writer) -
     assert {image_id: row["lapv"] for image_id, row in stored.items()} == {"a": 7.0, "b": 1.0, "c": 1.0}
 
 
+def test_text_can_be_compared_in_files_of_appends_and_of_merges(tmp_path: Path, writer: scores.Writer) -> None:
+    writer.commit(_rows(writer, ["a", "b"]), _rows(writer, []))
+    later = scores.Writer(str(tmp_path / "out"), ["lapv", "niqe"], "run-2")
+    later.commit(_rows(later, ["c"]), _rows(later, ["a"], status="error", error_code="missing"))
+    audit = scores.audit(_manifest(tmp_path, ["a", "b", "c"]), str(tmp_path / "out"), ["lapv"], complete=True)
+    assert audit.errors_by_code == {"missing": 1}
+    assert [row["image_id"] for row in audit.examples] == ["a"]
+    scores.check_compatible(str(tmp_path / "out"), FINGERPRINTS, backfill=False)
+    assert _pending(tmp_path, later, _manifest(tmp_path, ["a", "b", "c"]), retry=[ErrorCode.MISSING]).keys() == {"a"}
+
+
 def test_an_older_run_can_publish_nothing_once_a_newer_one_has_claimed(tmp_path: Path, writer: scores.Writer) -> None:
     none = _rows(writer, [])
     writer.commit(_rows(writer, ["a"]), none)
