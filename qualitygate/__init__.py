@@ -20,6 +20,7 @@ def score(
     max_bytes: int = 512 << 20,
     weights: str | None = None,
     untrained: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "cpu",
 ) -> "pa.Table":
     """Scores of images in this process, without Ray: one row for each, as in the score table.
 
@@ -30,6 +31,7 @@ def score(
     longest_side: scoring resolution in pixels; default: each image's own.
     max_pixels, max_bytes: larger images are `too_large`.
     weights, untrained: of the networks: a file or a folder, or random ones to try the plumbing.
+    device: where the networks run; `auto` takes a GPU where there is one.
 
     Raises `qualitygate.errors.ConfigurationError` for unknown metrics and for things that are no images.
     """
@@ -45,4 +47,5 @@ def score(
         max_bytes=max_bytes,
         weights=weights,
         untrained=untrained,
+        device=device,
     )

@@ -4,10 +4,11 @@ import json
 import logging
 import math
 import platform
+import re
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,7 +25,7 @@ from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrup
 from qualitygate.images.decode import DecodePolicy
 from qualitygate.metrics import Parameters, default_names, select
 from qualitygate.metrics.metric import Device
-from qualitygate.metrics.networks import pinned
+from qualitygate.metrics.networks import pinned, published
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import manifest as manifests
 from qualitygate.tables import scores, storage
@@ -32,8 +33,12 @@ from qualitygate.tables import scores, storage
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH = 32
+# Networks take seconds a photograph on a CPU: small tasks, so that progress shows and a crash costs little.
+_MAX_BATCH_OF_NETWORKS_ON_CPU = 4
 # What a worker may need for the largest photograph that is let in: some 1.8 GB at 100 megapixels.
 _WORKER_BYTES = 2 << 30
+# Besides, for three networks: parameters .9 GB (mapped, so mostly shared), crops in work.
+_NETWORKS_BYTES = 2 << 30
 _VERSIONS = (
     "ray",
     "numpy",
@@ -65,12 +70,16 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """The actor pool: how many workers, what each takes of the cluster, how many photographs a task."""
+    """The actor pool: how many workers, what each takes of the cluster, how many photographs a task.
+
+    A network is given a task's photographs at once. threads: of a worker's networks on a CPU.
+    """
 
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
     batch_size: int
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,8 +170,14 @@ def _plan(config: ScoreConfig) -> tuple[Plan, list[str]]:
             raise ConfigurationError(f"{metric.name} can't be computed: {reason}")
         if not metric.trained:
             notes.append(f"{metric.name} is untrained: its scores show that the plumbing works and nothing else")
-        if metric.device == "gpu" and config.device == "cpu" and "maniqa" in metric.name:
-            notes.append(f"{metric.name} on a CPU takes 6 TFLOP, about a minute on a core, for each photograph")
+        if metric.trained and metric.device == "gpu" and not published(metric.name, parameters):
+            notes.append(
+                f"{metric.name} uses parameters of your own, sha256 {str(metric.parameters_sha256())[:16]}...: "
+                "not those published, and its scores are only comparable with themselves"
+            )
+        if metric.trained and metric.device == "gpu":
+            # What workers would refuse is refused before they start: another network's file, or one that runs code.
+            metric.load("cpu")
     device: Device = "cuda" if config.device == "cuda" else "cpu"
     plan = Plan(
         metrics=tuple(metric.name for metric in metrics),
@@ -175,6 +190,31 @@ def _plan(config: ScoreConfig) -> tuple[Plan, list[str]]:
     return plan, notes
 
 
+def on_device(config: ScoreConfig, plan: Plan, cluster: session.Cluster) -> tuple[Plan, list[str]]:
+    """The plan on GPUs where they are wanted and there are any, else on CPUs, and what that costs."""
+    networks = _networks(plan)
+    notes = []
+    if config.device == "cuda" and not cluster.gpus:
+        notes.append("the Ray cluster has no GPU: scoring on its CPUs")
+    wanted = config.device == "cuda" or (config.device == "auto" and networks)
+    plan = replace(plan, device="cuda" if wanted and cluster.gpus else "cpu")
+    if plan.device == "cpu":
+        notes += _cost_on_cpu(networks)
+    return plan, notes
+
+
+def _networks(plan: Plan) -> list[str]:
+    return [metric.name for metric in plan.selected() if metric.device == "gpu"]
+
+
+def _cost_on_cpu(networks: Sequence[str]) -> list[str]:
+    return [
+        f"{name} on a CPU takes 6 TFLOP, about a minute on a core, for each photograph"
+        for name in networks
+        if name.startswith("maniqa")
+    ]
+
+
 def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: int) -> Pool:
     """Workers for every core, or as many as the GPUs allow, and always a CPU left for the tasks that feed them.
 
@@ -185,6 +225,8 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
             f"the Ray cluster has {cluster.cpus:g} CPUs; scoring needs 2 at least: one for a worker, "
             "one for the tasks that feed it"
         )
+    networks = bool(_networks(plan))
+    needed = _WORKER_BYTES + networks * _NETWORKS_BYTES
     gpus = config.gpus_per_worker if plan.device == "cuda" else 0.0
     if gpus:
         if cluster.gpus < gpus:
@@ -194,15 +236,17 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
             )
         workers = config.workers or max(1, int(cluster.gpus / gpus))
     else:
-        workers = config.workers or max(1, int(min(cluster.cpus, cluster.memory / _WORKER_BYTES)))
+        workers = config.workers or max(1, int(min(cluster.cpus, cluster.memory / needed)))
     workers = min(workers, rows)
     share = math.floor((cluster.cpus - 1) / workers * 1000) / 1000
-    batch = config.batch_size or min(_MAX_BATCH, max(1, math.ceil(rows / (4 * workers))))
+    most = _MAX_BATCH_OF_NETWORKS_ON_CPU if networks and not gpus else _MAX_BATCH
+    batch = config.batch_size or min(most, max(1, math.ceil(rows / (4 * workers))))
     return Pool(
         workers=workers,
         cpus_per_worker=min(1.0, share),
         gpus_per_worker=gpus,
         batch_size=min(batch, config.commit_rows),
+        threads=max(1, int(cluster.cpus / workers)) if networks and cluster.local else 1,
     )
 
 
@@ -222,6 +266,8 @@ class _Recorder:
         self.workers: dict[str, list[str]] = {}
         self.busy_seconds = 0.0
         self.pool: Pool | None = None
+        self.cost_on_cpu: list[str] = []
+        self._told = False
 
     def add(self, block: pa.Table) -> None:
         for trace in block["_trace"].drop_null().to_pylist():
@@ -237,6 +283,10 @@ class _Recorder:
 
     def _add_trace(self, trace: dict[str, Any]) -> None:
         self.workers[trace["worker"]] = trace["gpus"]
+        if self.pool and self.pool.gpus_per_worker and trace["device"] == "cpu" and not self._told:
+            self._told = True
+            for note in ("a worker found no CUDA device where Ray has a GPU: it scores on its CPU", *self.cost_on_cpu):
+                self._progress.note(note)
         self.busy_seconds += trace["seconds"]
         for stage, seconds in trace["stages"].items():
             self.stages[stage] += seconds
@@ -268,9 +318,12 @@ def _stream(
 ) -> None:
     progress.note("starting Ray and the workers, which takes some ten seconds")
     with session.connect(config.ray_address) as cluster:
-        if config.device == "auto" and cluster.gpus and any(m.device == "gpu" for m in plan.selected()):
-            plan = replace(plan, device="cuda")
+        plan, notes = on_device(config, plan, cluster)
+        for note in notes:
+            progress.note(note)
         recorder.pool = plan_pool(config, plan, cluster, rows)
+        recorder.cost_on_cpu = _cost_on_cpu(_networks(plan))
+        plan = replace(plan, at_once=recorder.pool.batch_size)
         pending = _reachable(spool, config, writer.epoch, cluster)
         try:
             for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
@@ -290,6 +343,7 @@ def _stream(
 
 def _explained(error: Exception) -> QualityGateError:
     reason = str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__
+    reason = re.sub(r"^qualitygate\.errors\.\w+: ", "", reason)
     return QualityGateError(
         f"the Ray pipeline failed: {storage.redact(reason)}; what arrived is committed, run the same command again"
     )
@@ -329,7 +383,12 @@ def _blocks(
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     journal = CrashJournal.remote()  # type: ignore[attr-defined]
-    settings = WorkerSettings(run_id=run_id, image_timeout_s=config.image_timeout_s)
+    settings = WorkerSettings(
+        run_id=run_id,
+        image_timeout_s=config.image_timeout_s,
+        threads=pool.threads,
+        gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
+    )
     data = (
         ray.data.read_parquet(pending)
         # A task is what a dying worker costs, so it is kept to a batch.

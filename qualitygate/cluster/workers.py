@@ -22,7 +22,7 @@ import pyarrow as pa
 import ray
 
 from qualitygate.errors import ErrorCode, Failure
-from qualitygate.metrics.rows import Plan, Request, Row, RowScorer, to_table
+from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer, to_table
 from qualitygate.tables import storage
 
 logger = logging.getLogger(__name__)
@@ -75,17 +75,23 @@ class WorkerSettings:
 
     run_id: str
     image_timeout_s: float
+    # Of the networks, which would leave cores idle where workers are fewer; formulas use one.
+    threads: int = 1
+    # Of its GPU's memory, so that workers that share one don't take each other's.
+    gpu_share: float = 1.0
 
 
 class ScoringWorker:
     """Callable class of the actor pool: manifest rows in, score rows of `schema` out."""
 
     def __init__(self, plan: Plan, settings: WorkerSettings, schema: pa.Schema, journal: Any) -> None:
-        _use_one_thread()
+        _use_threads(settings.threads)
         self._schema = schema.append(pa.field(REPLACES, pa.bool_())).append(pa.field(TRACE, pa.string()))
         self._journal = journal
         self._watchdog = Watchdog(settings.image_timeout_s, self._report_over_time)
-        self._scorer = RowScorer(_on_this_machine(plan), run_id=settings.run_id)
+        plan = _on_this_machine(plan, settings)
+        self._device = plan.device
+        self._scorer = RowScorer(plan, run_id=settings.run_id)
         self._timeout_s = settings.image_timeout_s
         self._fetchers = ThreadPoolExecutor(_PREFETCH_REMOTE, thread_name_prefix="fetch")
 
@@ -103,11 +109,13 @@ class ScoringWorker:
         return to_table(rows, self._schema)
 
     def _straight(self, requests: Sequence[Request]) -> list[Row]:
-        rows = []
+        return list(self._scorer.finished(self._prepared(requests), self._watchdog.watching))
+
+    def _prepared(self, requests: Sequence[Request]) -> Iterator[Prepared]:
         for request, fetched in self._fetched_ahead(requests):
-            with self._watchdog.watching(request.image_id):
-                rows.append(self._scorer.row(request, fetched))
-        return rows
+            with self._watchdog.watching([request.image_id]):
+                prepared = self._scorer.prepare(request, fetched)
+            yield prepared
 
     def _with_care(self, requests: Sequence[Request]) -> list[Row]:
         rows = []
@@ -123,7 +131,7 @@ class ScoringWorker:
                 failure = Failure(ErrorCode.WORKER_CRASH, f"its worker process died {begun} times while scoring it")
                 row = self._scorer.failed_row(request, failure)
             else:
-                with self._watchdog.watching(request.image_id):
+                with self._watchdog.watching([request.image_id]):
                     row = self._scorer.row(request, self._scorer.fetch(request))
             rows.append(row)
             ray.get(self._journal.end_image.remote(request.image_id))
@@ -148,6 +156,7 @@ class ScoringWorker:
         stages = self._scorer.take_seconds()
         return {
             "worker": f"{context.get_node_id()[:8]}-{os.getpid()}",
+            "device": self._device,
             "gpus": context.get_accelerator_ids().get("GPU", []),
             "seconds": seconds,
             "stages": stages,
@@ -162,21 +171,22 @@ def _result(
 
 
 class Watchdog:
-    """Ends the process when one photograph takes too long: a decoder can't be interrupted, a process can.
+    """Ends the process when photographs take too long: a decoder can't be interrupted, a process can.
 
-    The worker is started again by Ray, and the journal, told before, knows whose fault it was.
+    The worker is started again by Ray, and the journal, told before, knows whose fault it was. Of several
+    photographs nobody is accused: they come back one by one.
     """
 
     def __init__(self, timeout_s: float, report: Any) -> None:
         self._timeout_s = timeout_s
         self._report = report
-        self._current: tuple[str, float] | None = None
+        self._current: tuple[Sequence[str], float] | None = None
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextmanager
-    def watching(self, image_id: str) -> Iterator[None]:
-        """Time spent inside counts for this photograph."""
-        self._current = (image_id, time.monotonic() + self._timeout_s)
+    def watching(self, image_ids: Sequence[str]) -> Iterator[None]:
+        """Time spent inside counts for these photographs; each has `timeout_s`."""
+        self._current = (image_ids, time.monotonic() + self._timeout_s * len(image_ids))
         try:
             yield
         finally:
@@ -188,27 +198,38 @@ class Watchdog:
             current = self._current
             if current and time.monotonic() > current[1]:
                 try:
-                    self._report(current[0])
+                    if len(current[0]) == 1:
+                        self._report(current[0][0])
                 finally:
                     os._exit(EXIT_OVER_TIME)
 
 
-def _use_one_thread() -> None:
-    """The pool has a worker for every core: threads inside a worker would only fight each other."""
+def _use_threads(networks: int) -> None:
+    """The pool has a worker for every core: more threads than that would only fight each other.
+
+    Must come before torch is imported, which reads the variables once.
+    """
     import cv2
 
     cv2.setNumThreads(1)
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    for variable in ("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = "1"
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(networks)
 
 
-def _on_this_machine(plan: Plan) -> Plan:
+def _on_this_machine(plan: Plan, settings: WorkerSettings) -> Plan:
     """The plan with the CPU as its device where the GPU that Ray assigned isn't really there."""
+    if any(metric.device == "gpu" for metric in plan.selected()):
+        import torch
+
+        torch.set_num_threads(settings.threads)
     if plan.device == "cuda":
         import torch
 
-        torch.set_num_threads(1)
         if not torch.cuda.is_available():
             logger.warning("no CUDA device on this node; scoring on its CPU")
             return replace(plan, device="cpu")
+        if settings.gpu_share < 1:
+            torch.cuda.set_per_process_memory_fraction(settings.gpu_share)
     return plan

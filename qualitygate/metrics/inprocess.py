@@ -1,7 +1,9 @@
 """Scores without Ray: the same rows, from paths, bytes or arrays, in this process."""
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,8 @@ import pyarrow as pa
 from qualitygate.errors import ConfigurationError, Failure, ImageError
 from qualitygate.images.decode import DecodePolicy, photograph_of
 from qualitygate.metrics import Parameters, default_names
-from qualitygate.metrics.rows import MAX_BYTES, Plan, Request, Row, RowScorer, to_table
+from qualitygate.metrics.metric import Device
+from qualitygate.metrics.rows import MAX_BYTES, Plan, Prepared, Request, RowScorer, to_table
 from qualitygate.tables import scores, storage
 
 
@@ -26,6 +29,7 @@ def score(
     max_bytes: int = MAX_BYTES,
     weights: str | None = None,
     untrained: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "cpu",
 ) -> pa.Table:
     """One row for each image, in order, with the columns and the numbers of the score table.
 
@@ -35,6 +39,8 @@ def score(
     longest_side: scoring resolution in pixels; default: each image's own.
     weights: file or folder of the networks' parameters; default: the user cache.
     untrained: seeded random networks, to try the plumbing; such scores mean nothing, and their fingerprint says so.
+    device: where the networks run; `auto` takes a GPU where there is one, and `cuda` without one is the CPU with a
+        warning.
 
     `image_id` is the path as given, or the position for images without one. An image that can't be read or
     scored gets a row that says why, as in the job. Raises ConfigurationError for unknown metrics and for things
@@ -50,12 +56,24 @@ def score(
         max_bytes=max_bytes,
         parameters=parameters,
     )
+    if device != "cpu" and any(metric.device == "gpu" for metric in plan.selected()):
+        plan = replace(plan, device=_present(device))
     for metric in plan.selected():
         if reason := metric.unavailable():
             raise ConfigurationError(f"{metric.name} can't be computed: {reason}")
     scorer = RowScorer(plan, run_id="in-process")
-    rows = [_row(scorer, policy, position, image) for position, image in enumerate(_several(images))]
-    return to_table(rows, scores.schema(metric.name for metric in plan.selected()))
+    prepared = (_prepared(scorer, policy, position, image) for position, image in enumerate(_several(images)))
+    return to_table(list(scorer.finished(prepared)), scores.schema(metric.name for metric in plan.selected()))
+
+
+def _present(asked: Literal["auto", "cuda"]) -> Device:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        warnings.warn("there is no CUDA device: the networks run on the CPU, slowly", stacklevel=4)
+    return "cpu"
 
 
 def _several(images: Any) -> Iterable[Any]:
@@ -67,20 +85,20 @@ def _several(images: Any) -> Iterable[Any]:
     return [images] if single else images
 
 
-def _row(scorer: RowScorer, policy: DecodePolicy, position: int, image: Any) -> Row:
+def _prepared(scorer: RowScorer, policy: DecodePolicy, position: int, image: Any) -> Prepared:
     if isinstance(image, str | Path):
         uri = os.fspath(image)
         request = Request(image_id=os.fsencode(uri).decode("utf-8", "backslashreplace"), uri=storage.uri_of_path(uri))
-        return scorer.row(request, scorer.fetch(request))
+        return scorer.prepare(request, scorer.fetch(request))
     request = Request(image_id=str(position), uri=None)
     if isinstance(image, bytes):
-        return scorer.row(request, storage.Fetched(data=image, etag=None))
+        return scorer.prepare(request, storage.Fetched(data=image, etag=None))
     try:
         photograph = photograph_of(_pixels(image, position), policy)
     except ImageError as error:
         failure: Failure = error.failure
-        return scorer.failed_row(request, failure)
-    return scorer.photograph_row(request.image_id, photograph)
+        return scorer.prepare(request, failure)
+    return scorer.prepare_photograph(request.image_id, photograph)
 
 
 def _pixels(image: Any, position: int) -> npt.NDArray[np.uint8]:

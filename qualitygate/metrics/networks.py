@@ -152,6 +152,12 @@ def _sha256(network: Network, parameters: Parameters) -> str | None:
     return None if isinstance(found, str) else found.sha256
 
 
+def published(name: str, parameters: Parameters) -> bool:
+    """Whether a network's parameters are the published ones or pinned by the user, not merely some file of theirs."""
+    found = located(NETWORKS[name], parameters) if name in NETWORKS else None
+    return not (isinstance(found, Located) and found.trust == "own")
+
+
 def pinned(names: tuple[str, ...], parameters: Parameters) -> Parameters:
     """The same with everything found that these metrics need, to be sent to other machines."""
     if parameters.untrained:

@@ -1,5 +1,11 @@
 """From an image to its row: fetch, decode once, score with every metric, and say what went wrong where.
 
+Formulas are computed photograph by photograph; networks take several photographs at once:
+
+    fetch → prepare (decode, formulas) ─┐
+    fetch → prepare                    ─┼→ finished (networks, for the group) → rows
+    fetch → prepare                    ─┘
+
 The same code makes the rows of the distributed job and of the call in process, so their numbers are equal.
 """
 
@@ -8,8 +14,8 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import isfinite
@@ -29,11 +35,16 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 MAX_BYTES = 512 << 20
 REGIONS = ("whole", "box")
+# Photographs that wait for the networks are held decoded: 3 bytes a pixel.
+_PIXELS_AT_ONCE = 64_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All that decides a score, and what one image may cost. Travels to the workers."""
+    """All that decides a score, and what one image may cost. Travels to the workers.
+
+    at_once: photographs that networks are given together; changes no score.
+    """
 
     metrics: tuple[str, ...]
     backend: Literal["native", "pyiqa"] = "native"
@@ -41,6 +52,7 @@ class Plan:
     policy: DecodePolicy = field(default_factory=DecodePolicy)
     max_bytes: int = MAX_BYTES
     parameters: Parameters = PUBLISHED
+    at_once: int = 8
 
     def selected(self) -> list[Metric]:
         """The metrics themselves, in order."""
@@ -101,6 +113,32 @@ class Request:
     previous: Row | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A row that lacks the networks' scores, or nothing.
+
+    photograph: its pixels; None when no network is waiting for them.
+    """
+
+    row: Row
+    previous: Row | None = None
+    photograph: Photograph | None = None
+    waiting: tuple[Metric, ...] = ()
+
+    @property
+    def pixels(self) -> int:
+        """Pixels held until the networks have seen them."""
+        return self.photograph.width * self.photograph.height if self.photograph else 0
+
+
+# Guards a stretch of work on these images, as the worker's watchdog does.
+Watch = Callable[[Sequence[str]], AbstractContextManager[None]]
+
+
+def _unwatched(_: Sequence[str]) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class RowScorer:
     """Scorers of one plan, loaded once, and the rows that they make.
 
@@ -142,8 +180,13 @@ class RowScorer:
 
     def row(self, request: Request, fetched: storage.Fetched | Failure) -> Row:
         """The image's row. Never raises for an image."""
+        (row,) = self.finished([self.prepare(request, fetched)])
+        return row
+
+    def prepare(self, request: Request, fetched: storage.Fetched | Failure) -> Prepared:
+        """The image's row but for the networks, which `finished` adds. Never raises for an image."""
         if isinstance(fetched, Failure):
-            return self.failed_row(request, fetched)
+            return Prepared(row=self.failed_row(request, fetched))
         digest = hashlib.sha256(fetched.data).hexdigest()
         row = self._blank(request) | {
             "sha256": digest,
@@ -152,25 +195,60 @@ class RowScorer:
         }
         wanted = self._keep_what_holds(row, request, digest)
         if not wanted:
-            return _with_status(row, request.previous)
+            return Prepared(row=_with_status(row, request.previous))
         try:
             with self._timed("decode"):
                 decoded = _guarded_decode(fetched.data, self._plan.policy, request.box)
         except ImageError as error:
             row["width"], row["height"] = error.width, error.height
-            return self._fail(row, wanted, error.failure)
+            return Prepared(row=self._fail(row, wanted, error.failure))
         row |= _seen(decoded)
-        for metric in wanted:
-            self._store(row, metric, self._score(metric, decoded.photograph))
-        return _with_status(row, request.previous)
+        return self._formulas(row, request.previous, decoded.photograph, wanted)
+
+    def prepare_photograph(self, image_id: str, photograph: Photograph) -> Prepared:
+        """The same for pixels that were never a file."""
+        row = self._blank(Request(image_id=image_id, uri=None))
+        row["width"], row["height"] = photograph.width, photograph.height
+        return self._formulas(row, None, photograph, self._metrics)
 
     def photograph_row(self, image_id: str, photograph: Photograph) -> Row:
         """The row of pixels that were never a file."""
-        row = self._blank(Request(image_id=image_id, uri=None))
-        row["width"], row["height"] = photograph.width, photograph.height
-        for metric in self._metrics:
-            self._store(row, metric, self._score(metric, photograph))
-        return _with_status(row, None)
+        (row,) = self.finished([self.prepare_photograph(image_id, photograph)])
+        return row
+
+    def _formulas(self, row: Row, previous: Row | None, photograph: Photograph, wanted: Sequence[Metric]) -> Prepared:
+        waiting = tuple(metric for metric in wanted if metric.device == "gpu")
+        for metric in wanted:
+            if metric not in waiting:
+                self._store(row, metric, self._scores(metric, [photograph])[0])
+        if not waiting:
+            return Prepared(row=_with_status(row, previous))
+        # A photograph without what the formulas shared: only its pixels wait.
+        return Prepared(row=row, previous=previous, photograph=Photograph(photograph.rgb), waiting=waiting)
+
+    def finished(self, prepared: Iterable[Prepared], watch: Watch = _unwatched) -> Iterator[Row]:
+        """The complete rows in the same order; networks are given `at_once` photographs, fewer of large ones."""
+        group: list[Prepared] = []
+        for item in prepared:
+            if group and sum(member.pixels for member in group) + item.pixels > _PIXELS_AT_ONCE:
+                yield from self._finish(group, watch)
+                group = []
+            group.append(item)
+            if not any(member.waiting for member in group) or len(group) >= self._plan.at_once:
+                yield from self._finish(group, watch)
+                group = []
+        yield from self._finish(group, watch)
+
+    def _finish(self, group: Sequence[Prepared], watch: Watch) -> list[Row]:
+        waiting = [item for item in group if item.waiting]
+        if waiting:
+            with watch([item.row["image_id"] for item in waiting]):
+                for metric in self._metrics:
+                    members = [item for item in waiting if metric in item.waiting]
+                    found = self._scores(metric, [item.photograph for item in members if item.photograph])
+                    for item, score in zip(members, found, strict=True):
+                        self._store(item.row, metric, score)
+        return [_with_status(item.row, item.previous) if item.waiting else item.row for item in group]
 
     def failed_row(self, request: Request, failure: Failure) -> Row:
         """The row of an image without pixels.
@@ -241,19 +319,25 @@ class RowScorer:
         row |= {name: previous[name] for name in ("width", "height", "make", "model", "captured_at")}
         return wanted
 
-    def _score(self, metric: Metric, photograph: Photograph) -> Score:
+    def _scores(self, metric: Metric, photographs: Sequence[Photograph]) -> list[Score]:
+        """The metric's scores; should it raise for several photographs, each is tried by itself."""
+        if not photographs:
+            return []
         try:
             with self._timed(metric.name):
-                (score,) = self._scorers[metric.name]([photograph])
+                found = self._scorers[metric.name](photographs)
         except MemoryError:
-            return Failure(ErrorCode.OUT_OF_MEMORY, f"{metric.name}: no memory for {_size(photograph)}")
+            if len(photographs) == 1:
+                size = _size(photographs[0])
+                return [Failure(ErrorCode.OUT_OF_MEMORY, f"{metric.name}: no memory for {size}")]
         except Exception as error:
             # A scorer promises not to raise. If one does, that is our bug, but no reason to lose the run.
-            logger.exception("%s raised for a photograph of %s", metric.name, _size(photograph))
-            return Failure(ErrorCode.UNSUPPORTED, f"{metric.name} raised {type(error).__name__}: {error}"[:300])
-        if isinstance(score, float) and not isfinite(score):
-            return Failure(ErrorCode.NON_FINITE, f"{metric.name} gave {score}")
-        return score
+            if len(photographs) == 1:
+                logger.exception("%s raised for a photograph of %s", metric.name, _size(photographs[0]))
+                return [Failure(ErrorCode.UNSUPPORTED, f"{metric.name} raised {type(error).__name__}: {error}"[:300])]
+        else:
+            return [_finite(metric, score) for score in found]
+        return [score for photograph in photographs for score in self._scores(metric, [photograph])]
 
     def _store(self, row: Row, metric: Metric, score: Score) -> None:
         row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])
@@ -277,6 +361,12 @@ class RowScorer:
             "error_message": storage.redact(failure.message),
         }
         return row
+
+
+def _finite(metric: Metric, score: Score) -> Score:
+    if isinstance(score, float) and not isfinite(score):
+        return Failure(ErrorCode.NON_FINITE, f"{metric.name} gave {score}")
+    return score
 
 
 def _guarded_decode(data: bytes, policy: DecodePolicy, box: Sequence[int] | None) -> Decoded:

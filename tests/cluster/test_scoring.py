@@ -23,7 +23,7 @@ import qualitygate
 from qualitygate.cluster import scoring, session, workers
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, ErrorCode, Failure
-from qualitygate.metrics.rows import Plan, Request, Row
+from qualitygate.metrics.rows import Plan, Prepared, Request
 from qualitygate.tables import scores, storage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
@@ -197,16 +197,16 @@ class KillerAware(workers.ScoringWorker):
 
     def __init__(self, plan: Plan, settings: workers.WorkerSettings, schema: pa.Schema, journal: Any) -> None:
         super().__init__(plan, settings, schema, journal)
-        score = self._scorer.row
+        prepare = self._scorer.prepare
 
-        def row(request: Request, fetched: storage.Fetched | Failure) -> Row:
+        def prepared(request: Request, fetched: storage.Fetched | Failure) -> Prepared:
             if "killer" in request.image_id:
                 os._exit(139)
             if "sleeper" in request.image_id:
                 time.sleep(60)
-            return score(request, fetched)
+            return prepare(request, fetched)
 
-        self._scorer.row = row  # type: ignore[method-assign]
+        self._scorer.prepare = prepared  # type: ignore[method-assign]
 
 
 def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(tmp_path: Path, silent: Silent) -> None:

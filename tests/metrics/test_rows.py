@@ -1,15 +1,22 @@
 """Rows: what is kept of an earlier row, and what each failure becomes."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
 
 from qualitygate.errors import ErrorCode, Failure
-from qualitygate.metrics.rows import Plan, Request, Row, RowScorer
+from qualitygate.images.photograph import Photograph
+from qualitygate.metrics import CATALOGUE
+from qualitygate.metrics.metric import Metric, Score, Scorer
+from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer
 from qualitygate.tables import storage
 
 FOCUS = ("lapv", "lapm")
@@ -148,3 +155,86 @@ def test_a_file_over_the_bound_is_not_read(file: Path) -> None:
     assert isinstance(fetched, Failure)
     assert fetched.code is ErrorCode.TOO_LARGE
     assert not isinstance(fetched, storage.Fetched)
+
+
+def _network(name: str, seen: list[list[int]], *, fails_together: bool = False) -> tuple[Metric, Scorer]:
+    """A metric that takes several photographs at once and notes their widths."""
+
+    def score(photographs: Sequence[Photograph]) -> list[Score]:
+        seen.append([photograph.width for photograph in photographs])
+        if fails_together and len(photographs) > 1:
+            raise RuntimeError("too many")
+        assert not any(photograph._memo for photograph in photographs)
+        return [
+            Failure(ErrorCode.TOO_SMALL, "narrow") if photograph.width < 8 else float(photograph.width)
+            for photograph in photographs
+        ]
+
+    return replace(CATALOGUE["lapm"], name=name, device="gpu", load=lambda _: score), score
+
+
+@pytest.fixture
+def grouping(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RowScorer, list[list[int]]]]:
+    def build(at_once: int, **options: Any) -> tuple[RowScorer, list[list[int]]]:
+        seen: list[list[int]] = []
+        network, _ = _network("net", seen, **options)
+        monkeypatch.setattr("qualitygate.metrics.rows.select", lambda *_: [CATALOGUE["lapm"], network])
+        return RowScorer(Plan(metrics=("lapm", "net"), at_once=at_once), run_id="r"), seen
+
+    return build
+
+
+def _photographs(widths: Sequence[int]) -> list[Photograph]:
+    return [Photograph(np.ascontiguousarray(skimage.data.astronaut()[:40, :width])) for width in widths]
+
+
+@pytest.mark.parametrize(("at_once", "groups"), [(1, [[9], [7], [11]]), (2, [[9, 7], [11]]), (8, [[9, 7, 11]])])
+def test_networks_see_several_photographs_at_once_and_rows_keep_their_order(
+    grouping: Any, at_once: int, groups: list[list[int]]
+) -> None:
+    scorer, seen = grouping(at_once)
+    prepared = (scorer.prepare_photograph(str(p.width), p) for p in _photographs([9, 7, 11]))
+    rows = list(scorer.finished(prepared))
+    assert seen == groups
+    assert [row["image_id"] for row in rows] == ["9", "7", "11"]
+    assert [row["net"] for row in rows] == [9.0, None, 11.0]
+    assert [row["status"] for row in rows] == ["ok", "partial", "ok"]
+    assert rows[1]["net_state"] == "failed:too_small"
+    assert all(row["lapm_state"] == "ok" for row in rows)
+
+
+def test_a_network_that_raises_for_several_is_asked_one_by_one(grouping: Any) -> None:
+    scorer, seen = grouping(4, fails_together=True)
+    rows = list(scorer.finished(scorer.prepare_photograph(str(p.width), p) for p in _photographs([9, 10])))
+    assert [row["net"] for row in rows] == [9.0, 10.0]
+    assert seen == [[9, 10], [9], [10]]
+
+
+def test_large_photographs_wait_in_smaller_groups(grouping: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qualitygate.metrics.rows._PIXELS_AT_ONCE", 40 * 25)
+    scorer, seen = grouping(8)
+    list(scorer.finished(scorer.prepare_photograph(str(p.width), p) for p in _photographs([9, 10, 11, 30, 8])))
+    assert seen == [[9, 10], [11], [30], [8]]
+
+
+def test_what_cannot_be_read_waits_for_nobody_and_keeps_its_place(grouping: Any) -> None:
+    scorer, seen = grouping(8)
+    gone = Request(image_id="gone", uri="/nowhere")
+    watched: list[list[str]] = []
+
+    @contextmanager
+    def watch(ids: Sequence[str]) -> Iterator[None]:
+        watched.append(list(ids))
+        yield
+
+    def prepared() -> Iterator[Prepared]:
+        yield scorer.prepare(gone, Failure(ErrorCode.MISSING, "gone"))
+        first, second = _photographs([9, 10])
+        yield scorer.prepare_photograph("9", first)
+        yield scorer.prepare(gone, Failure(ErrorCode.MISSING, "gone"))
+        yield scorer.prepare_photograph("10", second)
+
+    rows = list(scorer.finished(prepared(), watch))
+    assert [row["image_id"] for row in rows] == ["gone", "9", "gone", "10"]
+    assert seen == [[9, 10]]
+    assert watched == [["9", "10"]]
