@@ -15,7 +15,7 @@ STUB_FILES := $(STUB)/pyproject.toml $(STUB)/README.md
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format constraints clean
+.PHONY: help install demo test lint format tree constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ lint: $(STAMPS)/full  ## format, lint, types and layers, without the tests
 format: $(STAMPS)/full  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+tree: $(BIN)/python  ## write the list of files in README.md again
+	$(BIN)/python scripts/readme_tree.py
 
 # Resolves anew within pyproject.toml's ranges and installs nothing: pins are those of this machine's Python.
 constraints: $(BIN)/python  ## write constraints.txt again with the newest releases that fit

@@ -11,8 +11,20 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from qualitygate import __version__
-from qualitygate.config import ScoreConfig, load
+from qualitygate import __version__, options
+from qualitygate.config import (
+    BaselineConfig,
+    CalibrateConfig,
+    GateConfig,
+    PredictConfig,
+    ReportConfig,
+    RobustnessConfig,
+    ScoreConfig,
+    StudyConfig,
+    StudyPlanConfig,
+    SubsetsConfig,
+    load,
+)
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, ErrorCode, Interrupted, QualityGateError
 from qualitygate.report import progress as progress_bars
 
@@ -31,6 +43,8 @@ dataset_app = typer.Typer(help="The embedded data set of printed codes.", no_arg
 app.add_typer(dataset_app, name="dataset")
 weights_app = typer.Typer(help="The published parameters of the three networks.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
+plan_app = typer.Typer(help="What something will take, before it starts.", no_args_is_help=True)
+app.add_typer(plan_app, name="plan")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -113,6 +127,11 @@ def score(
     ] = None,
     backfill: Annotated[bool | None, typer.Option("--backfill", help="Add metrics to rows that lack them.")] = None,
     retry: Annotated[list[str] | None, typer.Option(help="Failures to try again, by code; may be repeated.")] = None,
+    gate: Annotated[str | None, typer.Option(help="gate.json or its folder: score what it votes with.")] = None,
+    lazy: Annotated[bool | None, typer.Option("--lazy", help="Leave out scores that can't change its vote.")] = None,
+    lazy_sample: Annotated[
+        float | None, typer.Option(help="Share of photographs that get every score all the same (default .01).")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="File or folder of the networks' parameters.")] = None,
     untrained: Annotated[bool | None, typer.Option("--untrained", help="Random networks, to try the plumbing.")] = None,
     workers: Annotated[int | None, typer.Option(help="Scoring workers; default: one a core.")] = None,
@@ -173,6 +192,86 @@ def metrics(
         sys.stdout.write(json.dumps(described, indent=1) + "\n")
     else:
         sys.stdout.write(summary.metrics_table(described))
+
+
+@options.verb(app, "robustness", RobustnessConfig)
+def robustness(config: RobustnessConfig) -> None:
+    """Which metrics to trust: their reaction to cropping, rotating and blurring (the paper's Table 1)."""
+    from qualitygate.cluster import robustness as job
+    from qualitygate.report import robustness as said
+
+    _say(said.of_run(job.run(config, progress_bars.for_stream("photographs"))))
+
+
+@options.verb(app, "train-baseline", BaselineConfig)
+def train_baseline(config: BaselineConfig) -> None:
+    """Train the classifier whose confidence calibrates the gate."""
+    from qualitygate.cluster import baseline as job
+    from qualitygate.report import classifier as said
+
+    _say(said.of_training(job.run(config, progress_bars.for_stream("epochs"))))
+
+
+@options.verb(app, "predict", PredictConfig)
+def predict(config: PredictConfig) -> None:
+    """A classifier's confidence on labelled photographs."""
+    from qualitygate.cluster import prediction as job
+    from qualitygate.report import classifier as said
+
+    _say(said.of_prediction(job.run(config, progress_bars.for_stream("photographs"))))
+
+
+@options.verb(app, "calibrate", CalibrateConfig)
+def calibrate(config: CalibrateConfig) -> None:
+    """Find each method's cut-off, where the densities of right and wrong predictions cross, and make the gate."""
+    from qualitygate.calibration import calibrate as job
+    from qualitygate.report import calibration as said
+
+    _say(said.of_run(job.run(config, progress_bars.for_stream("steps"))))
+
+
+@options.verb(app, "gate", GateConfig)
+def gate(config: GateConfig) -> None:
+    """Apply a gate to scores: who passes, who is rejected, and by which votes. Exit code 4: too few can vote."""
+    from qualitygate.calibration import apply as job
+    from qualitygate.report import calibration as said
+
+    _say(said.of_gate(job.run(config)))
+
+
+@options.verb(app, "subsets", SubsetsConfig)
+def subsets(config: SubsetsConfig) -> None:
+    """Draw the photographs of every run of a study, disjoint by group, and write their ids."""
+    from qualitygate.cluster import study as job
+    from qualitygate.report import study as said
+
+    _say(said.of_subsets(job.subsets(config, progress_bars.for_stream("photographs"))))
+
+
+@options.verb(app, "study", StudyConfig)
+def study(config: StudyConfig) -> None:
+    """Does it pay? Train on filtered and other photographs (the paper's Tables 2 and 3). Run again, it resumes."""
+    from qualitygate.cluster import study as job
+    from qualitygate.report import study as said
+
+    _say(said.of_run(job.run(config, progress_bars.for_stream("runs"))))
+
+
+@options.verb(plan_app, "study", StudyPlanConfig)
+def plan_study(config: StudyPlanConfig) -> None:
+    """How many runs a study has, and how long they take on a GPU and here."""
+    from qualitygate.cluster import study_costs
+    from qualitygate.report import study as said
+
+    _say(said.of_plan(study_costs.estimate(config)))
+
+
+@options.verb(app, "report", ReportConfig)
+def report(config: ReportConfig) -> None:
+    """One self-contained page of what the other verbs found."""
+    from qualitygate.report import page
+
+    _say(f"{page.write(config)}\n")
 
 
 @dataset_app.command("render")
@@ -251,8 +350,8 @@ def weights_verify(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for all that the demo makes.")] = Path("demo"),
-    count: Annotated[int, typer.Option(help="Photographs to render.")] = 240,
-    size: Annotated[int, typer.Option(help="Pixels a side.")] = 512,
+    count: Annotated[int, typer.Option(help="Labelled photographs to render.")] = 500,
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 256,
 ) -> None:
     """Render a small set of photographs, score it, and show what the scores say."""
     from qualitygate import demonstration

@@ -30,12 +30,236 @@ class ScoreConfig(BaseModel):
     max_error_rate: float = Field(0.1, ge=0, le=1, description="share of images without any score that fails the run")
     backfill: bool = Field(False, description="add metrics to rows that lack them, or have them by another definition")
     retry: tuple[ErrorCode, ...] = Field((), description="failures of earlier runs to try again, by code")
+    gate: str | None = Field(None, description="gate.json or its folder: score what it votes with")
+    lazy: bool = Field(False, description="with --gate: leave out scores that can't change its decision")
+    lazy_sample: float = Field(0.01, ge=0, le=1, description="share of photographs that get every score all the same")
     weights: str | None = Field(None, description="file or folder of the networks' parameters; default: the user cache")
     untrained: bool = Field(False, description="seeded random networks, to try the plumbing: scores mean nothing")
     workers: int | None = Field(None, ge=1, description="scoring workers; default: one a core, or as the GPUs allow")
     batch_size: int | None = Field(None, ge=1, description="photographs a task; default: by the input's size")
     gpus_per_worker: float = Field(1.0, gt=0, description="GPUs, or a fraction of one, for each worker on GPUs")
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
+
+
+class RobustnessConfig(BaseModel):
+    """What `qualitygate robustness` does: score nuisance and blur series of sharp samples, compare the metrics."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str = Field(description="manifest or folder of sharp samples; with series and step: blur series")
+    output: str = Field(description="folder for robustness.json, robustness.parquet, table1.md and series.png")
+    metrics: tuple[str, ...] | None = Field(None, description="metrics by name; default: the paper's that can be had")
+    backend: Literal["native", "pyiqa"] = Field("native", description="whose implementation computes the scores")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the pool of scoring workers runs")
+    samples: int | None = Field(None, ge=1, description="only the first N samples")
+    blur: Literal["auto", "manifest", "rendered"] = Field(
+        "auto", description="the manifest's blur series, or ones rendered here; auto: the manifest's where it has any"
+    )
+    interpolation: Literal["lanczos", "cubic", "linear"] = Field("lanczos", description="for rotations")
+    second_interpolation: Literal["lanczos", "cubic", "linear", "none"] = Field(
+        "cubic", description="reported beside it: how much of a change is the interpolation's"
+    )
+    methods: str = Field("auto", description="the choice to report: auto, paper, classical or names with commas")
+    seed: int = Field(0, ge=0, description="of the bootstrap")
+    weights: str | None = Field(None, description="file or folder of the networks' parameters")
+    untrained: bool = Field(False, description="seeded random networks, to try the plumbing: scores mean nothing")
+    workers: int | None = Field(None, ge=1, description="scoring workers; default: one a core")
+    ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
+
+
+class BaselineConfig(BaseModel):
+    """What `qualitygate train-baseline` does: train the classifier whose confidence calibrates the gate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str = Field(description="manifest with image_id, uri, label and, recommended, group")
+    output: str = Field(description="folder for the model, its record and the ids that it was trained on")
+    architecture: str = Field("resnet34", description="a torchvision classifier by name")
+    weights: str | None = Field(
+        None, description="pretrained parameters: a file, a URI, or a name of 'qualitygate weights list'"
+    )
+    from_scratch: bool = Field(False, description="start from seeded random parameters, not from ImageNet's")
+    epochs: int = Field(40, ge=1, description="passes over the training photographs")
+    batch_size: int = Field(32, ge=1, description="photographs a step")
+    learning_rate: float = Field(1e-4, gt=0, description="Adam's")
+    weight_decay: float = Field(0.0, ge=0, description="Adam's")
+    image_size: int = Field(224, ge=16, description="pixels a side that the network sees")
+    eval_fraction: float = Field(0.1, gt=0, lt=1, description="share kept out, by group; unused with a split column")
+    augment: bool = Field(True, description="small shifts and changes of scale; never flips or quarter turns")
+    limit: int | None = Field(None, ge=1, description="only the input's first N photographs")
+    seed: int = Field(0, ge=0, description="of parameters, split, order and augmentation")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it trains")
+    workers: int = Field(1, ge=1, description="workers of the data-parallel training")
+    ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
+
+
+class PredictConfig(BaseModel):
+    """What `qualitygate predict` does: a classifier's confidence on labelled photographs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str = Field(description="manifest with image_id, uri, label and, recommended, group")
+    output: str = Field(description="folder for predictions.parquet and its record")
+    weights: str = Field(description="folder or model of 'train-baseline', or a state dictionary: a path or URI")
+    architecture: str | None = Field(None, description="a torchvision classifier; default: the model record's")
+    classes: tuple[str, ...] | None = Field(
+        None, description="labels in the order of the model's outputs; default: the model record's"
+    )
+    image_size: int | None = Field(None, ge=16, description="pixels a side; default: the model record's, else 224")
+    batch_size: int = Field(32, ge=1, description="photographs a step")
+    limit: int | None = Field(None, ge=1, description="only the input's first N photographs")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it runs")
+    workers: int | None = Field(None, ge=1, description="workers; default: one a core, or as the GPUs allow")
+    ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
+
+
+class CalibrateConfig(BaseModel):
+    """What `qualitygate calibrate` does: find each method's cut-off and make the gate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scores: str = Field(description="output folder of 'score', or a Parquet or CSV table with image_id and the methods")
+    predictions: str = Field(
+        description="output folder of 'predict', or a Parquet or CSV table with image_id, correct, confidence"
+    )
+    output: str = Field(description="folder for gate.json, calibration.json and calibration.parquet")
+    methods: str = Field("paper", description="auto, paper (lapm,wavs,musiq), classical, or names with commas")
+    robustness: str | None = Field(None, description="output folder of 'robustness'; auto and classical need it")
+    directions: dict[str, Literal["higher", "lower"]] = Field(
+        default_factory=dict, description="name=higher or name=lower for columns that are no metric of the catalogue"
+    )
+    votes_needed: int | None = Field(None, ge=1, description="low votes that reject; default: a majority")
+    target_accuracy: float | None = Field(
+        None, gt=0, lt=1, description="instead of the crossing: cut where those above reach this accuracy"
+    )
+    min_coverage: float | None = Field(
+        None, gt=0, lt=1, description="instead of the crossing: cut where at least this share passes each method"
+    )
+    fallback_percentile: float | None = Field(
+        None, gt=0, lt=50, description="cut-off of an undefined method: this lowest percentage of quality"
+    )
+    weighting: Literal["conditional", "counts"] = Field(
+        "conditional", description="densities of equal weight (the paper's), or by the number of photographs"
+    )
+    bandwidth: Literal["scott", "silverman"] = Field("scott", description="rule of the kernel's width")
+    bootstrap: int = Field(500, ge=50, description="replicates, by group, of each cut-off")
+    permutations: int = Field(1000, ge=99, description="of the test that a score separates wrong from right")
+    significance: float = Field(0.05, gt=0, lt=1, description="of that test, after Holm's correction")
+    folds: int = Field(5, ge=2, description="of the grouped cross-fitting")
+    repeats: int = Field(5, ge=1, description="of the grouped cross-fitting")
+    min_wrong: int = Field(20, ge=2, description="fewest wrong predictions to calibrate on")
+    min_wrong_groups: int = Field(10, ge=2, description="fewest groups among them")
+    stratum: str | None = Field(None, description="column that divides photographs, such as the camera; default: auto")
+    drop_trained: bool = Field(False, description="leave out photographs and groups that the classifier was trained on")
+    allow_untrained: bool = Field(False, description="take scores of untrained networks, to try the plumbing")
+    parent: str | None = Field(None, description="gate.json that this one follows")
+    seed: int = Field(0, ge=0, description="of bootstrap, permutations and folds")
+
+
+class GateConfig(BaseModel):
+    """What `qualitygate gate` does: apply a gate to scores, without scoring again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scores: str = Field(description="output folder of 'score', or a Parquet or CSV table with image_id and the methods")
+    gate: str = Field(description="gate.json, or the folder of 'calibrate'")
+    output: str = Field(description="folder for gate.parquet, accepted.parquet and _gate_stats.json")
+    on_null: Literal["reject", "pass", "abstain"] = Field("reject", description="how a failed score votes")
+    allow_fallback: bool = Field(False, description="let methods vote whose cut-off is only a percentile")
+    allow_untrained: bool = Field(False, description="apply a gate made from untrained networks")
+
+
+class SubsetsConfig(BaseModel):
+    """What `qualitygate subsets` does: draw the photographs of every run, and write their ids."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest: str = Field(description="manifest with image_id, uri, label and, recommended, group")
+    scores: str = Field(description="output folder of 'score', or a Parquet or CSV table with image_id and the methods")
+    gate: str = Field(description="gate.json, or the folder of 'calibrate'")
+    output: str = Field(description="folder for subsets/ and, of a study, everything else")
+    kinds: tuple[Literal["high", "all", "varying"], ...] = Field(
+        ("high", "all", "varying"), description="training sets: high and all (Table 2), varying (Table 3)"
+    )
+    controls: bool = Field(True, description="size-matched random removal, class balance, the full unfiltered set")
+    removed: tuple[float, ...] = Field(
+        (0, 10, 20, 30, 40, 50), description="percentages of the lowest quality that varying removes"
+    )
+    train_images: int | None = Field(
+        None, ge=2, description="training photographs of each draw; default: what the high-quality set leaves"
+    )
+    strict_size: bool = Field(False, description="refuse, rather than shrink, where there are too few photographs")
+    test_fraction: float = Field(0.1, gt=0, le=0.5, description="share of the photographs held out for tests, by group")
+    eval_fraction: float = Field(0.1, gt=0, le=0.5, description="share of each draw that evaluates its runs")
+    seeds: int = Field(5, ge=1, description="repetitions, each with its own draw and training seed")
+    resample: Literal["split+seed", "seed"] = Field(
+        "split+seed", description="what a repetition draws anew: everything, or the training seed only (the paper)"
+    )
+    seed: int = Field(0, ge=0, description="of the first repetition")
+    on_unreadable: Literal["drop", "refuse"] = Field(
+        "drop", description="photographs that can't be read: left out of every subset alike, or no study"
+    )
+    on_null: Literal["reject", "pass", "abstain"] = Field("reject", description="how a failed score votes")
+    allow_fallback: bool = Field(False, description="let methods vote whose cut-off is only a percentile")
+    allow_untrained: bool = Field(False, description="apply a gate made from untrained networks")
+    limit: int | None = Field(None, ge=1, description="only the manifest's first N photographs")
+    ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
+
+
+class StudyConfig(SubsetsConfig):
+    """What `qualitygate study` does: train classifiers on every subset, and say what the paper's claims are worth."""
+
+    architectures: tuple[str, ...] = Field(
+        ("alexnet", "vgg19", "resnet18", "resnet34"), min_length=1, description="torchvision classifiers by name"
+    )
+    varying_architectures: tuple[str, ...] | None = Field(
+        None, description="those trained on the levels of varying; default: resnet34, else the last"
+    )
+    weights: str | None = Field(None, description="folder of the pretrained parameters; default: the user cache")
+    from_scratch: bool = Field(False, description="start from seeded random parameters, and be marked so")
+    epochs: int = Field(40, ge=1, description="passes over the training photographs")
+    equal_steps: bool = Field(False, description="give the full set only as many steps as the others have")
+    batch_size: int = Field(32, ge=1, description="photographs a step")
+    learning_rate: float = Field(1e-4, gt=0, description="Adam's")
+    weight_decay: float = Field(0.0, ge=0, description="Adam's")
+    image_size: int = Field(224, ge=16, description="pixels a side that the network sees")
+    augment: bool = Field(True, description="small shifts and changes of scale; never flips or quarter turns")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of a GPU's arithmetic; auto: bfloat16 there, float32 on CPUs"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it trains")
+    workers: int | None = Field(None, ge=1, description="runs at a time; default: one a core, or as the GPUs allow")
+    gpus_per_worker: float = Field(1.0, gt=0, description="GPUs, or a fraction of one, for each worker on GPUs")
+    ddp: int = Field(1, ge=1, description="workers that train one run together, for large sets")
+    threads: int = Field(1, ge=1, description="CPU threads a worker: fixed, as results on a CPU depend on it")
+    checkpoint_share: float = Field(
+        0.1, gt=0, le=1, description="most of the time that checkpoints after epochs may take; 1: after each epoch"
+    )
+    retry_failed: bool = Field(False, description="try runs again that failed before")
+
+
+class StudyPlanConfig(StudyConfig):
+    """What `qualitygate plan study` does: say what a study will take. Without photographs it assumes enough of them."""
+
+    manifest: str | None = Field(None, description="as of 'study'; default: enough photographs are assumed")  # type: ignore[assignment]
+    scores: str | None = Field(None, description="as of 'study'")  # type: ignore[assignment]
+    gate: str | None = Field(None, description="as of 'study'")  # type: ignore[assignment]
+    output: str | None = Field(None, description="as of 'study'; nothing is written there")  # type: ignore[assignment]
+    measure: bool = Field(True, description="time a few training steps on this machine's CPU")
+
+
+class ReportConfig(BaseModel):
+    """What `qualitygate report` does: one page from the outputs of the other verbs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: tuple[str, ...] = Field(min_length=1, description="output folders of the other verbs; may be repeated")
+    output: str = Field(description="the page to write, ending in .html")
+    thumbnails: bool = Field(True, description="show photographs; --no-thumbnails for private ones")
+    sample: int = Field(1500, ge=50, description="most points in a figure")
+    max_megabytes: float = Field(20.0, gt=1, description="largest page")
+    title: str = Field("Image quality gate", description="of the page")
+    seed: int = Field(0, ge=0, description="of the sampling")
 
 
 Config = TypeVar("Config", bound=BaseModel)

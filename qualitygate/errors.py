@@ -3,6 +3,7 @@
 QualityGateError                exit code 1
 ├── ConfigurationError          exit code 2: the user's input or environment; the message says the remedy
 ├── ErrorBudgetExceeded         exit code 3: too many images failed; their rows are kept
+├── GateRefused                 exit code 4: the gate can't be applied: too few of its methods have a cut-off
 ├── Superseded                  exit code 2: another run took over the output
 ├── Interrupted                 exit code 130: stopped by the user or the system; resumable
 ├── AuditFailed                 exit code 1: ids in are not ids out
@@ -55,6 +56,12 @@ class ConfigurationError(QualityGateError):
     """The command can't start as asked; the message is one line and names the remedy."""
 
     exit_code = 2
+
+
+class GateRefused(QualityGateError):
+    """The gate is sound but can't decide here: fewer methods can vote than votes are needed to reject."""
+
+    exit_code = 4
 
 
 class Superseded(QualityGateError):

@@ -2,84 +2,28 @@
 
 import json
 import logging
-import math
-import platform
 import re
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
-from qualitygate import __version__
-from qualitygate.cluster import session
+from qualitygate.cluster import planning, session
+from qualitygate.cluster.planning import Progress
 from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrupted, QualityGateError
-from qualitygate.images.decode import DecodePolicy
-from qualitygate.metrics import Parameters, default_names, select
-from qualitygate.metrics.metric import Device
-from qualitygate.metrics.networks import pinned, published
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import manifest as manifests
 from qualitygate.tables import scores, storage
 
 logger = logging.getLogger(__name__)
-
-_MAX_BATCH = 32
-# Networks take seconds a photograph on a CPU: small tasks, so that progress shows and a crash costs little.
-_MAX_BATCH_OF_NETWORKS_ON_CPU = 4
-# What a worker may need for the largest photograph that is let in: some 1.8 GB at 100 megapixels.
-_WORKER_BYTES = 2 << 30
-# Besides, for three networks: parameters .9 GB (mapped, so mostly shared), crops in work.
-_NETWORKS_BYTES = 2 << 30
-_VERSIONS = (
-    "ray",
-    "numpy",
-    "scipy",
-    "numba",
-    "opencv-python-headless",
-    "pillow",
-    "pi-heif",
-    "deltalake",
-    "pyarrow",
-)
-
-
-class Progress(Protocol):
-    """Where a run tells how far it is."""
-
-    def start(self, *, total: int, done: int) -> None:
-        """`done` of `total` rows were committed by earlier runs."""
-
-    def advance(self, *, rows: int, errors: int) -> None:
-        """So many more rows have arrived, so many of them errors."""
-
-    def note(self, message: str) -> None:
-        """Something worth a line."""
-
-    def stop(self) -> None:
-        """No more rows will come."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
-    """The actor pool: how many workers, what each takes of the cluster, how many photographs a task.
-
-    A network is given a task's photographs at once. threads: of a worker's networks on a CPU.
-    """
-
-    workers: int
-    cpus_per_worker: float
-    gpus_per_worker: float
-    batch_size: int
-    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +49,7 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         raise ConfigurationError("--output is empty; give a folder for the results")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
-        plan, notes = _plan(config)
+        plan, notes = planning.plan_scores(config)
         spooled = Path(scratch) / "manifest.parquet"
         manifest = manifests.load(config.input, spooled, limit=config.limit, results=scores.table_uri(output))
         storage.check_writable(output, "--output")
@@ -113,7 +57,7 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         for note in notes:
             progress.note(note)
 
-        writer = scores.Writer(output, plan.metrics, run_id)
+        writer = scores.Writer(output, plan.metrics, run_id, lazy=plan.lazy is not None)
         scores.record_fingerprints(
             output,
             {
@@ -125,7 +69,14 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
         recorder = _Recorder(config, writer, progress)
         spool = Path(scratch) / "pending"
-        rows = scores.write_pending(manifest, writer.table, plan.fingerprints(), retry=config.retry, folder=spool)
+        rows = scores.write_pending(
+            manifest,
+            writer.table,
+            plan.fingerprints(),
+            retry=config.retry,
+            folder=spool,
+            lazy_gate=plan.lazy.gate_id if plan.lazy else None,
+        )
         progress.start(total=manifest.rows, done=manifest.rows - rows)
         try:
             if rows:
@@ -154,102 +105,6 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
     return Summary(run_id=run_id, output=output, stats=stats)
 
 
-def _plan(config: ScoreConfig) -> tuple[Plan, list[str]]:
-    """What to compute, and what the user should know about it before it starts."""
-    notes = []
-    parameters = Parameters(weights=config.weights, untrained=config.untrained)
-    if config.metrics is None:
-        names, skipped = default_names(config.backend, parameters)
-        for name, why in skipped.items():
-            notes.append(f"{name} is skipped: {why}")
-    else:
-        names = list(config.metrics)
-    metrics = select(names, config.backend, parameters)
-    for metric in metrics:
-        if reason := metric.unavailable():
-            raise ConfigurationError(f"{metric.name} can't be computed: {reason}")
-        if not metric.trained:
-            notes.append(f"{metric.name} is untrained: its scores show that the plumbing works and nothing else")
-        if metric.trained and metric.device == "gpu" and not published(metric.name, parameters):
-            notes.append(
-                f"{metric.name} uses parameters of your own, sha256 {str(metric.parameters_sha256())[:16]}...: "
-                "not those published, and its scores are only comparable with themselves"
-            )
-        if metric.trained and metric.device == "gpu":
-            # What workers would refuse is refused before they start: another network's file, or one that runs code.
-            metric.load("cpu")
-    device: Device = "cuda" if config.device == "cuda" else "cpu"
-    plan = Plan(
-        metrics=tuple(metric.name for metric in metrics),
-        backend=config.backend,
-        device=device,
-        policy=DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side),
-        max_bytes=config.max_bytes,
-        parameters=pinned(tuple(metric.name for metric in metrics), parameters),
-    )
-    return plan, notes
-
-
-def on_device(config: ScoreConfig, plan: Plan, cluster: session.Cluster) -> tuple[Plan, list[str]]:
-    """The plan on GPUs where they are wanted and there are any, else on CPUs, and what that costs."""
-    networks = _networks(plan)
-    notes = []
-    if config.device == "cuda" and not cluster.gpus:
-        notes.append("the Ray cluster has no GPU: scoring on its CPUs")
-    wanted = config.device == "cuda" or (config.device == "auto" and networks)
-    plan = replace(plan, device="cuda" if wanted and cluster.gpus else "cpu")
-    if plan.device == "cpu":
-        notes += _cost_on_cpu(networks)
-    return plan, notes
-
-
-def _networks(plan: Plan) -> list[str]:
-    return [metric.name for metric in plan.selected() if metric.device == "gpu"]
-
-
-def _cost_on_cpu(networks: Sequence[str]) -> list[str]:
-    return [
-        f"{name} on a CPU takes 6 TFLOP, about a minute on a core, for each photograph"
-        for name in networks
-        if name.startswith("maniqa")
-    ]
-
-
-def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: int) -> Pool:
-    """Workers for every core, or as many as the GPUs allow, and always a CPU left for the tasks that feed them.
-
-    Without that CPU a Ray Data pipeline waits silently for ever.
-    """
-    if cluster.cpus < 2:
-        raise ConfigurationError(
-            f"the Ray cluster has {cluster.cpus:g} CPUs; scoring needs 2 at least: one for a worker, "
-            "one for the tasks that feed it"
-        )
-    networks = bool(_networks(plan))
-    needed = _WORKER_BYTES + networks * _NETWORKS_BYTES
-    gpus = config.gpus_per_worker if plan.device == "cuda" else 0.0
-    if gpus:
-        if cluster.gpus < gpus:
-            raise ConfigurationError(
-                f"--device cuda wants {gpus:g} GPU a worker, the Ray cluster has {cluster.gpus:g}; "
-                "use --device cpu, or fewer --gpus-per-worker"
-            )
-        workers = config.workers or max(1, int(cluster.gpus / gpus))
-    else:
-        workers = config.workers or max(1, int(min(cluster.cpus, cluster.memory / needed)))
-    workers = min(workers, rows)
-    share = math.floor((cluster.cpus - 1) / workers * 1000) / 1000
-    most = _MAX_BATCH_OF_NETWORKS_ON_CPU if networks and not gpus else _MAX_BATCH
-    batch = config.batch_size or min(most, max(1, math.ceil(rows / (4 * workers))))
-    return Pool(
-        workers=workers,
-        cpus_per_worker=min(1.0, share),
-        gpus_per_worker=gpus,
-        batch_size=min(batch, config.commit_rows),
-        threads=max(1, int(cluster.cpus / workers)) if networks and cluster.local else 1,
-    )
-
-
 class _Recorder:
     """Collects arriving rows, commits them in portions, and keeps count."""
 
@@ -265,7 +120,7 @@ class _Recorder:
         self.stages: dict[str, float] = defaultdict(float)
         self.workers: dict[str, list[str]] = {}
         self.busy_seconds = 0.0
-        self.pool: Pool | None = None
+        self.pool: planning.Pool | None = None
         self.cost_on_cpu: list[str] = []
         self._told = False
 
@@ -318,11 +173,11 @@ def _stream(
 ) -> None:
     progress.note("starting Ray and the workers, which takes some ten seconds")
     with session.connect(config.ray_address) as cluster:
-        plan, notes = on_device(config, plan, cluster)
+        plan, notes = planning.on_device(config, plan, cluster)
         for note in notes:
             progress.note(note)
-        recorder.pool = plan_pool(config, plan, cluster, rows)
-        recorder.cost_on_cpu = _cost_on_cpu(_networks(plan))
+        recorder.pool = planning.plan_pool(config, plan, cluster, rows)
+        recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
         plan = replace(plan, at_once=recorder.pool.batch_size)
         pending = _reachable(spool, config, writer.epoch, cluster)
         try:
@@ -370,7 +225,7 @@ def _blocks(
     run_id: str,
     schema: pa.Schema,
     pending: str,
-    pool: Pool,
+    pool: planning.Pool,
     worker: type | None,
 ) -> Iterator[pa.Table]:
     """Score rows as they come out of the pool, in blocks of a task each."""
@@ -442,11 +297,12 @@ def _write_stats(
         "metrics": audit.metrics,
         "fingerprints": plan.fingerprints(),
         "untrained": [metric.name for metric in plan.selected() if not metric.trained],
+        "lazy": _left_out(plan, config, audit),
         "seconds_by_stage": {stage: round(value, 3) for stage, value in sorted(recorder.stages.items())},
         "busy_seconds": round(recorder.busy_seconds, 3),
         "pool": asdict(recorder.pool) if recorder.pool else None,
         "workers": recorder.workers,
-        "versions": _versions(),
+        "versions": planning.versions(),
     }
     text = (json.dumps(stats, indent=1) + "\n").encode()
     storage.write_bytes(storage.join(output, "_stats.json"), text)
@@ -454,15 +310,18 @@ def _write_stats(
     return stats
 
 
-def _versions() -> dict[str, str]:
-    versions = {
-        "qualitygate": __version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+def _left_out(plan: Plan, config: ScoreConfig, audit: scores.Audit) -> dict[str, Any] | None:
+    """What the gate's vote spared: photographs scored and left out by each voter, in the order of asking."""
+    if plan.lazy is None:
+        return None
+    return {
+        "gate_id": plan.lazy.gate_id,
+        "sample_share": config.lazy_sample,
+        "voters": {
+            name: {
+                "scored": audit.metrics[name]["states"].get(scores.OK, 0),
+                "left_out": audit.metrics[name]["states"].get(scores.SKIPPED_LAZY, 0),
+            }
+            for name in plan.lazy.voters
+        },
     }
-    for package in _VERSIONS:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

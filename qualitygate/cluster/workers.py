@@ -36,14 +36,22 @@ _STARTS_THAT_CONVICT = 2
 _PREFETCH_LOCAL, _PREFETCH_REMOTE = 1, 8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """How often a photograph was begun without an end, whether it took too long, whether the networks had it."""
+
+    times: int = 0
+    over_time: bool = False
+    in_networks: bool = False
+
+
 @ray.remote(num_cpus=0)
 class CrashJournal:
     """What was begun and not finished, remembered outside the processes that may die."""
 
     def __init__(self) -> None:
         self._batches: dict[str, int] = {}
-        self._images: dict[str, int] = {}
-        self._over_time: set[str] = set()
+        self._images: dict[str, Begun] = {}
 
     def begin_batch(self, key: str) -> int:
         """How often the batch has been begun, this time included."""
@@ -54,11 +62,15 @@ class CrashJournal:
         """The batch is done; nothing of it need be remembered."""
         self._batches.pop(key, None)
 
-    def begin_image(self, image_id: str) -> tuple[int, bool]:
-        """(times begun before without an end, whether one of them took too long)."""
-        before = self._images.get(image_id, 0)
-        self._images[image_id] = before + 1
-        return before, image_id in self._over_time
+    def begin_image(self, image_id: str) -> "Begun":
+        """How it went before, when it was begun and not finished."""
+        before = self._images.get(image_id, Begun())
+        self._images[image_id] = replace(before, times=before.times + 1, in_networks=False)
+        return before
+
+    def enter_networks(self, image_id: str) -> None:
+        """It has been read and its formulas are done: what happens now is due to a network."""
+        self._images[image_id] = replace(self._images[image_id], in_networks=True)
 
     def end_image(self, image_id: str) -> None:
         """The photograph has its row."""
@@ -66,7 +78,7 @@ class CrashJournal:
 
     def took_too_long(self, image_id: str) -> None:
         """The worker is about to end itself because of this photograph."""
-        self._over_time.add(image_id)
+        self._images[image_id] = replace(self._images.get(image_id, Begun()), over_time=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +97,11 @@ class ScoringWorker:
     """Callable class of the actor pool: manifest rows in, score rows of `schema` out."""
 
     def __init__(self, plan: Plan, settings: WorkerSettings, schema: pa.Schema, journal: Any) -> None:
-        _use_threads(settings.threads)
+        use_threads(settings.threads)
         self._schema = schema.append(pa.field(REPLACES, pa.bool_())).append(pa.field(TRACE, pa.string()))
         self._journal = journal
         self._watchdog = Watchdog(settings.image_timeout_s, self._report_over_time)
-        plan = _on_this_machine(plan, settings)
+        plan = on_this_machine(plan, settings)
         self._device = plan.device
         self._scorer = RowScorer(plan, run_id=settings.run_id)
         self._timeout_s = settings.image_timeout_s
@@ -120,22 +132,31 @@ class ScoringWorker:
     def _with_care(self, requests: Sequence[Request]) -> list[Row]:
         rows = []
         for request in requests:
-            begun, over_time = ray.get(self._journal.begin_image.remote(request.image_id))
-            if over_time:
-                failure = Failure(
-                    ErrorCode.WORKER_CRASH,
-                    f"took longer than image_timeout_s={self._timeout_s:g} and was stopped",
-                )
-                row = self._scorer.failed_row(request, failure)
-            elif begun >= _STARTS_THAT_CONVICT:
-                failure = Failure(ErrorCode.WORKER_CRASH, f"its worker process died {begun} times while scoring it")
-                row = self._scorer.failed_row(request, failure)
-            else:
-                with self._watchdog.watching([request.image_id]):
-                    row = self._scorer.row(request, self._scorer.fetch(request))
-            rows.append(row)
+            before = ray.get(self._journal.begin_image.remote(request.image_id))
+            rows.append(self._one_with_care(request, before))
             ray.get(self._journal.end_image.remote(request.image_id))
         return rows
+
+    def _one_with_care(self, request: Request, before: Begun) -> Row:
+        convicted = self._conviction(before)
+        if convicted and not before.in_networks:
+            return self._scorer.failed_row(request, convicted)
+        with self._watchdog.watching([request.image_id]):
+            prepared = self._scorer.prepare(request, self._scorer.fetch(request))
+        if convicted:
+            # A network was its end: what the formulas say stands.
+            return self._scorer.without_networks(prepared, convicted)
+        ray.get(self._journal.enter_networks.remote(request.image_id))
+        (row,) = self._scorer.finished([prepared], self._watchdog.watching)
+        return row
+
+    def _conviction(self, before: Begun) -> Failure | None:
+        if before.over_time:
+            message = f"took longer than image_timeout_s={self._timeout_s:g} and was stopped"
+            return Failure(ErrorCode.WORKER_CRASH, message)
+        if before.times >= _STARTS_THAT_CONVICT:
+            return Failure(ErrorCode.WORKER_CRASH, f"its worker process died {before.times} times while scoring it")
+        return None
 
     def _fetched_ahead(self, requests: Sequence[Request]) -> Iterator[tuple[Request, storage.Fetched | Failure]]:
         """Each request with its bytes, while the next ones are on their way; few at a time bounds the memory."""
@@ -204,7 +225,7 @@ class Watchdog:
                     os._exit(EXIT_OVER_TIME)
 
 
-def _use_threads(networks: int) -> None:
+def use_threads(networks: int) -> None:
     """The pool has a worker for every core: more threads than that would only fight each other.
 
     Must come before torch is imported, which reads the variables once.
@@ -218,7 +239,7 @@ def _use_threads(networks: int) -> None:
         os.environ[variable] = str(networks)
 
 
-def _on_this_machine(plan: Plan, settings: WorkerSettings) -> Plan:
+def on_this_machine(plan: Plan, settings: WorkerSettings) -> Plan:
     """The plan with the CPU as its device where the GPU that Ray assigned isn't really there."""
     if any(metric.device == "gpu" for metric in plan.selected()):
         import torch

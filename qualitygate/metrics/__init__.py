@@ -13,7 +13,7 @@ from qualitygate.metrics import focus, networks, reference, scene_statistics
 from qualitygate.metrics.metric import Metric
 from qualitygate.metrics.networks import PUBLISHED, Parameters
 
-__all__ = ["CATALOGUE", "PAPER", "PUBLISHED", "Metric", "Parameters", "catalogue", "default_names", "select"]
+__all__ = ["CATALOGUE", "PAPER", "PUBLISHED", "Metric", "Parameters", "by_cost", "catalogue", "default_names", "select"]
 
 Backend = Literal["native", "pyiqa"]
 
@@ -27,6 +27,9 @@ CATALOGUE: dict[str, Metric] = {
     "wavs-coef": focus.WAVS_COEF,
     **networks.catalogue(),
 }
+
+# From cheap to dear, by the seconds of a 1024 px photograph on a core (see docs/metrics.md).
+_BY_COST = ("lapv", "lapm", "wavs", "brisque", "niqe", "hyperiqa", "musiq", "maniqa")
 
 # The eight that the paper compares.
 PAPER = ("lapv", "lapm", "wavs", "brisque", "niqe", "musiq", "maniqa", "hyperiqa")
@@ -46,6 +49,7 @@ def default_names(backend: Backend = "native", parameters: Parameters = PUBLISHE
 
     Variants such as lapv-cv2 are computed only on request.
     """
+    networks.check_named(parameters)
     found, skipped = [], {}
     available = catalogue(backend, parameters)
     for name in PAPER:
@@ -56,6 +60,12 @@ def default_names(backend: Backend = "native", parameters: Parameters = PUBLISHE
             else:
                 skipped[name] = reason
     return found, skipped
+
+
+def by_cost(names: Iterable[str]) -> list[str]:
+    """The names from cheap to dear; a variant costs what its metric does, an unknown name most."""
+    bases = {name: name.split("-")[0] for name in names}
+    return sorted(bases, key=lambda name: _BY_COST.index(bases[name]) if bases[name] in _BY_COST else len(_BY_COST))
 
 
 def select(names: Iterable[str], backend: Backend = "native", parameters: Parameters = PUBLISHED) -> list[Metric]:

@@ -252,7 +252,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def load_strictly(network: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str) -> None:
-    """Give the network these parameters without copying them; ConfigurationError unless keys and shapes match."""
+    """Give the network these parameters without copying them; ConfigurationError unless they are its own."""
+    check_state(network, state, name)
+    network.load_state_dict(state, strict=True, assign=True)
+
+
+def check_state(network: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str) -> None:
+    """ConfigurationError unless keys and shapes match, and numbers are real where the network's are."""
     expected = network.state_dict()
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
@@ -261,9 +267,19 @@ def load_strictly(network: torch.nn.Module, state: Mapping[str, torch.Tensor], n
         for key, tensor in expected.items()
         if key in state and state[key].shape != tensor.shape
     ]
+    mistyped = [
+        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+        for key, tensor in expected.items()
+        if key in state and tensor.is_floating_point() and not state[key].is_floating_point()
+    ]
     problems = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        for what, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshapen),
+            ("no real numbers", mistyped),
+        )
         if keys
     ]
     if problems:
@@ -271,7 +287,6 @@ def load_strictly(network: torch.nn.Module, state: Mapping[str, torch.Tensor], n
             f"these weights are not those of {name}: of its {len(expected)} parameters {'; '.join(problems)}; "
             "check which file belongs to it with 'qualitygate weights list'"
         )
-    network.load_state_dict(state, strict=True, assign=True)
 
 
 def check_precision(precision: str, name: str) -> None:

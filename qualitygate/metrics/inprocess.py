@@ -15,6 +15,7 @@ from qualitygate.errors import ConfigurationError, Failure, ImageError
 from qualitygate.images.decode import DecodePolicy, photograph_of
 from qualitygate.metrics import Parameters, default_names
 from qualitygate.metrics.metric import Device
+from qualitygate.metrics.networks import pinned
 from qualitygate.metrics.rows import MAX_BYTES, Plan, Prepared, Request, RowScorer, to_table
 from qualitygate.tables import scores, storage
 
@@ -49,12 +50,13 @@ def score(
     names = tuple(metrics.split(",")) if isinstance(metrics, str) else metrics
     policy = DecodePolicy(max_pixels=max_pixels, longest_side=longest_side)
     parameters = Parameters(weights=weights, untrained=untrained)
+    asked = tuple(name.strip() for name in (default_names(backend, parameters)[0] if names is None else names))
     plan = Plan(
-        metrics=tuple(name.strip() for name in (default_names(backend, parameters)[0] if names is None else names)),
+        metrics=asked,
         backend=backend,
         policy=policy,
         max_bytes=max_bytes,
-        parameters=parameters,
+        parameters=pinned(asked, parameters),
     )
     if device != "cpu" and any(metric.device == "gpu" for metric in plan.selected()):
         plan = replace(plan, device=_present(device))

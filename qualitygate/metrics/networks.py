@@ -5,15 +5,16 @@ two descriptions against each other.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from qualitygate.errors import ConfigurationError
 from qualitygate.metrics import weights
 from qualitygate.metrics.metric import Device, Metric, Scorer
 from qualitygate.metrics.weights import Located
+from qualitygate.tables import storage
 
 # Bytes differ between seeds and nothing else does: one seed is enough to try the plumbing.
 UNTRAINED_SEED = 0
@@ -84,7 +85,8 @@ def metric(network: Network, parameters: Parameters) -> Metric:
 
     def load(device: Device) -> Scorer:
         module = importlib.import_module(f"qualitygate.metrics.{network.module}")
-        scorer: Scorer = module.load(state_dict(network, parameters), module.PRESETS[network.name], device)
+        with naming_the_file(network, parameters):
+            scorer: Scorer = module.load(state_dict(network, parameters), module.PRESETS[network.name], device)
         return scorer
 
     return Metric(
@@ -116,6 +118,18 @@ def state_dict(network: Network, parameters: Parameters) -> Mapping[str, Any]:
     return weights.load_state_dict(found)
 
 
+@contextmanager
+def naming_the_file(network: Network, parameters: Parameters) -> Iterator[None]:
+    """Errors about parameters inside say which file holds them."""
+    try:
+        yield
+    except ConfigurationError as error:
+        found = None if parameters.untrained else located(network, parameters)
+        if not isinstance(found, Located) or found.place in str(error):
+            raise
+        raise ConfigurationError(f"{found.place!r}: {error}") from error
+
+
 def untrained_state_dict(module: Any, name: str) -> Mapping[str, Any]:
     """The seeded random parameters of a preset, the same for both backends."""
     seeded: Callable[..., Mapping[str, Any]] = module.seeded_state_dict
@@ -132,9 +146,9 @@ def located(network: Network, parameters: Parameters) -> Located | str:
     return _locate(network.weights, parameters.weights)
 
 
-@lru_cache(maxsize=32)
 def _locate(entry: str, place: str | None) -> Located | str:
-    # Hashes half a gigabyte: once a process. What a user names is the user's own, whatever its hash.
+    # Hashing half a gigabyte is remembered by weights.hash_of while the file is the same. What a user names is the
+    # user's own, whatever the published hash.
     return weights.locate(entry, place, accept_new_hash=place is not None)
 
 
@@ -150,6 +164,17 @@ def _sha256(network: Network, parameters: Parameters) -> str | None:
         return f"untrained, seed {UNTRAINED_SEED}"
     found = located(network, parameters)
     return None if isinstance(found, str) else found.sha256
+
+
+def check_named(parameters: Parameters) -> None:
+    """ConfigurationError for a single file of weights that doesn't say by its name which network it belongs to."""
+    place = parameters.weights
+    if place is None or parameters.untrained or not weights.is_file_of_ones_own(place):
+        return
+    raise ConfigurationError(
+        f"--weights {storage.redact(place)!r} is one file, whose name isn't that of published weights: say with "
+        "--metrics which network it belongs to"
+    )
 
 
 def published(name: str, parameters: Parameters) -> bool:

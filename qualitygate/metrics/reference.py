@@ -161,8 +161,13 @@ def _either(*reasons: Callable[[], str | None]) -> Callable[[], str | None]:
 
 def _network_loader(network: networks.Network, parameters: networks.Parameters) -> Callable[[Device], Scorer]:
     def load(device: Device) -> Scorer:
+        from qualitygate.metrics import crops
+
         stock = _build(network)
-        stock.load_state_dict(networks.state_dict(network, parameters), strict=True)
+        with networks.naming_the_file(network, parameters):
+            state = networks.state_dict(network, parameters)
+            crops.check_state(stock, state, network.name)
+            stock.load_state_dict(state, strict=True)
         stock = stock.to(device).eval()
 
         def scorer(photographs: Sequence[Photograph]) -> list[Score]:

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -39,11 +39,30 @@ REGIONS = ("whole", "box")
 _PIXELS_AT_ONCE = 64_000_000
 
 
+class LazyVote(Protocol):
+    """A gate that knows when its decision needs no further score; see `calibration.lazy`."""
+
+    @property
+    def gate_id(self) -> str:
+        """The gate's id."""
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """Metrics with a vote."""
+
+    def sampled(self, image_id: str) -> bool:
+        """Whether this photograph belongs to the random sample that gets every score."""
+
+    def settled(self, scores: Mapping[str, float]) -> bool:
+        """Whether the decision stands, whatever the voters that are not in `scores` would say."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """All that decides a score, and what one image may cost. Travels to the workers.
 
     at_once: photographs that networks are given together; changes no score.
+    lazy: leaves out what a gate's vote doesn't need; metrics are then best in order of their cost.
     """
 
     metrics: tuple[str, ...]
@@ -53,6 +72,7 @@ class Plan:
     max_bytes: int = MAX_BYTES
     parameters: Parameters = PUBLISHED
     at_once: int = 8
+    lazy: LazyVote | None = None
 
     def selected(self) -> list[Metric]:
         """The metrics themselves, in order."""
@@ -217,10 +237,11 @@ class RowScorer:
         return row
 
     def _formulas(self, row: Row, previous: Row | None, photograph: Photograph, wanted: Sequence[Metric]) -> Prepared:
-        waiting = tuple(metric for metric in wanted if metric.device == "gpu")
         for metric in wanted:
-            if metric not in waiting:
+            if metric.device == "cpu" and not self._needless(row, metric):
                 self._store(row, metric, self._scores(metric, [photograph])[0])
+        networks = [metric for metric in wanted if metric.device == "gpu"]
+        waiting = tuple(metric for metric in networks if not self._needless(row, metric))
         if not waiting:
             return Prepared(row=_with_status(row, previous))
         # A photograph without what the formulas shared: only its pixels wait.
@@ -239,12 +260,33 @@ class RowScorer:
                 group = []
         yield from self._finish(group, watch)
 
+    def without_networks(self, prepared: Prepared, failure: Failure) -> Row:
+        """The row with what the formulas gave; the networks that were to follow have failed."""
+        for metric in prepared.waiting:
+            self._store(prepared.row, metric, failure)
+        return _with_status(prepared.row, prepared.previous) if prepared.waiting else prepared.row
+
+    def _needless(self, row: Row, metric: Metric) -> bool:
+        """Whether the gate's decision stands without this metric, whose score is then left out and said to be."""
+        lazy = self._plan.lazy
+        if lazy is None or metric.name not in lazy.voters or row[scores.LAZY_SAMPLE]:
+            return False
+        known = {name: row[name] for name in lazy.voters if row.get(name) is not None}
+        if not lazy.settled(known):
+            return False
+        row[metric.name] = None
+        row[scores.state_column(metric.name)] = scores.SKIPPED_LAZY
+        row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])
+        return True
+
     def _finish(self, group: Sequence[Prepared], watch: Watch) -> list[Row]:
         waiting = [item for item in group if item.waiting]
         if waiting:
             with watch([item.row["image_id"] for item in waiting]):
                 for metric in self._metrics:
-                    members = [item for item in waiting if metric in item.waiting]
+                    members = [
+                        item for item in waiting if metric in item.waiting and not self._needless(item.row, metric)
+                    ]
                     found = self._scores(metric, [item.photograph for item in members if item.photograph])
                     for item, score in zip(members, found, strict=True):
                         self._store(item.row, metric, score)
@@ -294,6 +336,9 @@ class RowScorer:
             "run_id": self._run_id,
             "scored_at": datetime.now(UTC),
         }
+        if self._plan.lazy is not None:
+            row[scores.LAZY_GATE] = self._plan.lazy.gate_id
+            row[scores.LAZY_SAMPLE] = self._plan.lazy.sampled(request.image_id)
         for metric in self._metrics:
             row[scores.state_column(metric.name)] = scores.NOT_REQUESTED
         return row
@@ -308,6 +353,8 @@ class RowScorer:
             if scores.state_column(name) in previous and name not in self._fingerprints:
                 for column in scores.metric_fields(name):
                     row[column.name] = previous[column.name]
+                if previous[scores.state_column(name)] == scores.SKIPPED_LAZY and self._plan.lazy is None:
+                    row |= {column.name: previous[column.name] for column in scores.LAZY_FIELDS}
         wanted = []
         for metric in self._metrics:
             state, known = scores.state_column(metric.name), scores.fingerprint_column(metric.name)
@@ -398,7 +445,7 @@ def _seen(decoded: Decoded) -> Row:
 def _with_status(row: Row, previous: Row | None) -> Row:
     """`ok` when every metric that was asked for, now or before, has a score; `partial` for some; `error` for none."""
     states = {name: state for name, state in row.items() if name.endswith("_state") and state is not None}
-    states = {name: state for name, state in states.items() if state != scores.NOT_REQUESTED}
+    states = {name: state for name, state in states.items() if state not in (scores.NOT_REQUESTED, scores.SKIPPED_LAZY)}
     done = sum(state == scores.OK for state in states.values())
     row["status"] = "ok" if done == len(states) else "partial" if done else "error"
     if row["status"] != "ok" and row.get("error_code") is None:

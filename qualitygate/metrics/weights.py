@@ -325,9 +325,10 @@ def locate(name: str, weights: str | None = None, *, accept_new_hash: bool = Fal
     """The file that serves a name, hashed; or why there is none, with the remedy, so that others can go on.
 
     weights: what --weights says, a file or a folder, local or remote; default: `default_folder()`. A file is the
-    user's own and accepted by its hash. In a folder the file has the name that weights.yaml gives it, and its
-    hash must fit what is published and what the folder's weights.lock pins, where either is known
-    (`accept_new_hash`: it is then taken as the user's own). Remote ones are downloaded once a node.
+    user's own and accepted by its hash. In a folder the file has the name that weights.yaml gives it, or the same
+    with .safetensors at its end. Its hash must be what the folder's weights.lock pins, and fit what is published,
+    where either is known (`accept_new_hash`: what isn't pinned is taken as the user's own). Remote ones are
+    downloaded once a node.
 
     Raises ConfigurationError only for a name that weights.yaml doesn't have.
     """
@@ -342,6 +343,18 @@ def locate(name: str, weights: str | None = None, *, accept_new_hash: bool = Fal
         return str(error)
 
 
+def is_file_of_ones_own(place: str) -> bool:
+    """Whether what --weights says is one file under another name than any that weights.yaml gives."""
+    known = {name for entry in weights_manifest.manifest().values() for name in _names(entry)}
+    try:
+        place = storage.check_location(place, "--weights")
+        return (
+            place.rstrip("/").rpartition("/")[2] not in known and storage.exists(place) and not storage.is_folder(place)
+        )
+    except (ConfigurationError, OSError):
+        return False
+
+
 def license_of(name: str) -> str:
     """The licence of an entry's parameters, as far as their publisher states one."""
     return weights_manifest.lookup(name).license
@@ -354,13 +367,13 @@ def _fetching(entry: Entry) -> str:
 
 def _locate_local(entry: Entry, place: Path, *, given: bool, accept: bool) -> Located | str:
     if place.is_dir():
-        path = place / entry.file
+        path = next((place / file for file in _names(entry) if (place / file).is_file()), place / entry.file)
         if not path.is_file():
             return f"no {entry.file} in {str(place)!r}; run {_fetching(entry)}" + (
                 f", or copy the file there or name another folder with --weights or ${weights_manifest.FOLDER_VARIABLE}"
             )
         found = weights_transfer.hash_of(path)
-        trust = _trust(entry, found, str(place), accept=accept)
+        trust = _trust(entry, found, str(place), path.name, accept=accept)
         return Located(name=entry.name, path=os.path.abspath(path), sha256=found.sha256, bytes=found.bytes, trust=trust)
     if not place.exists():
         if given:
@@ -373,6 +386,11 @@ def _locate_local(entry: Entry, place: Path, *, given: bool, accept: bool) -> Lo
     return Located(name=entry.name, path=os.path.abspath(place), sha256=found.sha256, bytes=found.bytes, trust="own")
 
 
+def _names(entry: Entry) -> tuple[str, str]:
+    """What an entry's file may be called in a folder."""
+    return entry.file, f"{Path(entry.file).stem}.safetensors"
+
+
 def _another_entry(file: str, entry: Entry) -> str | None:
     for other in weights_manifest.manifest().values():
         if other.file == file and other.name != entry.name:
@@ -381,17 +399,18 @@ def _another_entry(file: str, entry: Entry) -> str | None:
 
 
 def _trust(
-    entry: Entry, found: weights_transfer.Received, folder: str, *, accept: bool
+    entry: Entry, found: weights_transfer.Received, folder: str, file: str, *, accept: bool
 ) -> Literal["published", "locked", "own"]:
     lock = read_lock(folder)
     pinned = str(lock[entry.name]["sha256"]) if entry.name in lock else None
     problem = _mismatch(entry, found, pinned)
     if problem is None:
         return "locked" if pinned else "published" if entry.head else "own"
-    if accept:
+    # Another format of the published tensors has other bytes: without a pin its hash says nothing.
+    if pinned in (None, found.sha256) and (accept or file != entry.file):
         return "own"
     raise ConfigurationError(
-        f"{storage.redact(_below(folder, entry.file))!r} is refused: {problem}; fetch it again, or, if these "
+        f"{storage.redact(_below(folder, file))!r} is refused: {problem}; fetch it again, or, if these "
         "weights are your own, name the file itself with --weights"
     )
 
@@ -399,16 +418,18 @@ def _trust(
 def _locate_remote(entry: Entry, place: str, *, accept: bool) -> Located | str:
     with _reachable(place):
         whole = storage.is_folder(place)
-        uri = _below(place, entry.file) if whole else place
-        store, path_in_store = storage.file_system(uri)
-        info = store.get_file_info(path_in_store)
+        for uri in [_below(place, file) for file in _names(entry)] if whole else [place]:
+            store, path_in_store = storage.file_system(uri)
+            info = store.get_file_info(path_in_store)
+            if info.type.name == "File":
+                break
     if info.type.name != "File":
         return f"{storage.redact(uri)!r} doesn't exist; name a file or folder that does with --weights"
     other = None if whole else _another_entry(uri.rpartition("/")[2], entry)
     if other:
         return other
     path, found = _download_once(uri, f"{info.mtime_ns}-{info.size}")
-    trust = _trust(entry, found, place, accept=accept) if whole else "own"
+    trust = _trust(entry, found, place, uri.rpartition("/")[2], accept=accept) if whole else "own"
     return Located(name=entry.name, path=str(path), sha256=found.sha256, bytes=found.bytes, trust=trust, uri=uri)
 
 

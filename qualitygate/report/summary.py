@@ -44,6 +44,10 @@ def of_run(stats: Mapping[str, Any], output: str) -> str:
     if manifest["by_code"]:
         lines.append("codes:  " + ", ".join(f"{count:,} {code}" for code, count in manifest["by_code"].items()))
         lines += [f"        {row['image_id']}: {row['code']}, {row['message']}" for row in manifest.get("examples", ())]
+    if stats.get("lazy"):
+        counts = stats["lazy"]["voters"].items()
+        spared = ", ".join(f"{name} for {found['left_out']:,}" for name, found in counts if found["left_out"])
+        lines.append(f"left out, because gate {stats['lazy']['gate_id']} had decided: {spared or 'nothing'}")
     lines.append(f"table:  {output}/scores (Delta Lake; 'qualitygate export' writes Parquet or CSV)")
     return _rendered(metric_ranges(stats["metrics"], untrained=stats.get("untrained", ())), *lines)
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -72,6 +72,39 @@ def load(source: str, spool: Path, *, limit: int | None = None, results: str | N
             "give a folder, a glob, a file or a manifest with at least one row"
         )
     return Manifest(path=spool, rows=found, source=source)
+
+
+def read(source: str, extras: Sequence[str] = (), *, limit: int | None = None) -> pa.Table:
+    """A manifest that fits in memory: the columns of SCHEMA, then the extras as text, null where it lacks them.
+
+    extras: further columns such as label, group, series, step, split. A listing has none of them.
+    Raises ConfigurationError as `load` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch:
+        spool = Path(scratch) / "manifest.parquet"
+        source = load(source, spool, limit=limit).source
+        base = pq.read_table(spool, memory_map=False)
+        if not source.lower().endswith(TABLE_SUFFIXES) or storage.is_folder(source):
+            nothing = pa.nulls(base.num_rows, pa.string())
+            for name in extras:
+                base = base.append_column(name, nothing)
+            return base
+        local = source
+        if not storage.is_local(source):
+            local = str(Path(scratch) / ("manifest" + Path(source).suffix.lower()))
+            storage.download(source, local)
+        with connect() as database:
+            relation = _reader(local)
+            types = {row[0]: row[1] for row in database.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall()}
+            columns = ", ".join(f"{_text(name, types)} AS {identifier(name)}" for name in extras)
+            limited = f"LIMIT {int(limit)}" if limit is not None else ""
+            if not extras:
+                return base
+            # Both were read in the file's order: rows correspond by position.
+            more: pa.Table = database.sql(f"SELECT {columns} FROM {relation} {limited}").to_arrow_table()
+    for name in extras:
+        base = base.append_column(name, more[name])
+    return base
 
 
 def _normalise(source: str, spool: Path, limit: int | None, results: str | None) -> int:

@@ -54,8 +54,14 @@ COMMON_FIELDS: tuple[pa.Field, ...] = (
     pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
 )
 
+# Added by the first lazy run: the gate whose vote left metrics out (null: none was), and whether the row belongs
+# to the random sample that got them all, which alone stands for the whole.
+LAZY_GATE, LAZY_SAMPLE = "lazy_gate", "lazy_sample"
+LAZY_FIELDS: tuple[pa.Field, ...] = (pa.field(LAZY_GATE, pa.string()), pa.field(LAZY_SAMPLE, pa.bool_()))
+
 OK = "ok"
 NOT_REQUESTED = "not_requested"
+SKIPPED_LAZY = "skipped_lazy"
 FAILED = "failed:"
 
 
@@ -268,12 +274,12 @@ class Writer:
     newer claim as a conflict.
     """
 
-    def __init__(self, output: str, metrics: Sequence[str], run_id: str) -> None:
+    def __init__(self, output: str, metrics: Sequence[str], run_id: str, *, lazy: bool = False) -> None:
         self._run_id = run_id
         self._output = output
         self._table = _create_or_open(output, metrics)
         self._table, self.epoch = self._claim()
-        self._add_columns(metrics)
+        self._add_columns([*LAZY_FIELDS] * lazy + [field for metric in metrics for field in metric_fields(metric)])
         self.schema = arrow_schema(self._table)
 
     @property
@@ -307,11 +313,11 @@ class Writer:
             return DeltaTable(table_uri(self._output), version=version), epoch
         raise Superseded(f"other runs keep claiming {storage.redact(self._output)!r}; stop them and run again")
 
-    def _add_columns(self, metrics: Sequence[str]) -> None:
+    def _add_columns(self, wanted: Sequence[pa.Field]) -> None:
         from deltalake import Field, Schema
 
         names = set(arrow_schema(self._table).names)
-        absent = [field for metric in metrics for field in metric_fields(metric) if field.name not in names]
+        absent = [field for field in wanted if field.name not in names]
         if absent:
             fields: list[Field] = Schema.from_arrow(pa.schema(absent)).fields
             self._publish(lambda: self._table.alter.add_columns(fields, commit_properties=self._properties(self.epoch)))
@@ -394,11 +400,13 @@ def write_pending(
     *,
     retry: Sequence[ErrorCode],
     folder: Path,
+    lazy_gate: str | None = None,
 ) -> int:
     """Write manifest minus committed into Parquet files below `folder`; returns how many rows there are.
 
     A row is wanted when its image is new, when its etag, bytes, uri or box changed, when a requested metric
-    is absent or was scored under another fingerprint, or when it failed for a reason that may have passed.
+    is absent or was scored under another fingerprint, when it failed for a reason that may have passed, or when
+    a metric was left out by another gate's vote than that of `lazy_gate` (None: this run leaves none out).
     `previous` carries the committed row, so that the worker can keep what is still true of the same bytes.
     """
     wanted = [
@@ -413,6 +421,7 @@ def write_pending(
           f"CASE WHEN new.box IS NULL THEN {literal(by_region['whole'])} ELSE {literal(by_region['box'])} END"
           for metric, by_region in fingerprints.items()),
         _retried(retry, metrics_of(table)),
+        *_left_out(table, fingerprints, lazy_gate),
     ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     with connect() as database:
@@ -426,6 +435,15 @@ def write_pending(
             ) TO {literal(folder)} (FORMAT parquet, ROW_GROUP_SIZE 20000, FILE_SIZE_BYTES '16MB')"""
         )
         return _count(database, f"SELECT count(*) FROM read_parquet({literal(folder / '*.parquet')})")
+
+
+def _left_out(table: "DeltaTable", metrics: Iterable[str], lazy_gate: str | None) -> list[str]:
+    if LAZY_GATE not in arrow_schema(table).names:
+        return []
+    known = set(metrics_of(table))
+    skipped = [f"old.{identifier(state_column(metric))} = '{SKIPPED_LAZY}'" for metric in metrics if metric in known]
+    other = f"old.{LAZY_GATE} IS DISTINCT FROM {literal(lazy_gate)}" if lazy_gate else "true"
+    return [f"(coalesce({clause}, false) AND {other})" for clause in skipped]
 
 
 def _retried(asked: Sequence[ErrorCode], metrics: Sequence[str]) -> str:

@@ -21,10 +21,10 @@ from job_helpers import Silent, write_photographs
 from PIL import Image
 
 import qualitygate
-from qualitygate.cluster import scoring, session
+from qualitygate.cluster import planning, scoring, session
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ConfigurationError
-from qualitygate.metrics import PAPER, Parameters, networks, weights, weights_manifest
+from qualitygate.metrics import PAPER, Parameters, weights, weights_manifest
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import scores
 
@@ -33,12 +33,9 @@ NETWORKS = ("musiq", "maniqa", "hyperiqa")
 
 
 @pytest.fixture(autouse=True)
-def _no_weights_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _no_weights_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(weights_manifest.FOLDER_VARIABLE, raising=False)
-    networks._locate.cache_clear()
-    yield
-    networks._locate.cache_clear()
 
 
 def _run(source: Path, output: Path, silent: Silent, **options: Any) -> dict[str, dict[str, Any]]:
@@ -164,7 +161,6 @@ def test_served_weights_are_fetched_pinned_converted_and_score_in_actors(
     fetched = weights.fetch("hyperiqa-koniq")
     assert (fetched.downloaded, fetched.sha256) == (True, digest)
     assert not weights.fetch("hyperiqa-koniq").downloaded
-    networks._locate.cache_clear()
     silent.notes.clear()
     rows = _run(tmp_path / "in", tmp_path / "out", silent, metrics=("hyperiqa", "lapm"))
     assert all(row["hyperiqa_state"] == "ok" for row in rows.values())
@@ -179,7 +175,6 @@ def test_served_weights_are_fetched_pinned_converted_and_score_in_actors(
     assert rows["p0000.jpg"]["hyperiqa"] == pytest.approx(score, rel=1e-3)
 
     # The same file named by its user, who vouches for it: same definition, and a line that says whose it is.
-    networks._locate.cache_clear()
     own = tmp_path / "own.pth"
     torch.save({"params": dict(module.seeded_state_dict(12))}, own)
     rows = _run(tmp_path / "in", tmp_path / "own", silent, metrics=("hyperiqa",), weights=str(own))
@@ -203,7 +198,6 @@ def test_a_malicious_checkpoint_runs_nothing_in_the_job(tmp_path: Path, silent: 
     state = dict(module.seeded_state_dict(1))
     state.pop(next(iter(state)))
     torch.save(state, bad)
-    networks._locate.cache_clear()
     with pytest.raises(ConfigurationError, match=r"not those of hyperiqa.*1 missing"):
         _run(tmp_path / "in", tmp_path / "out", silent, metrics=("hyperiqa",), weights=str(bad))
 
@@ -212,23 +206,23 @@ def test_pools_of_networks_on_gpus_and_without_any() -> None:
     config = ScoreConfig(input="i", output="o", gpus_per_worker=0.25)
     plan = Plan(metrics=("lapm", "maniqa"), parameters=Parameters(untrained=True))
     machine = session.Cluster(cpus=16, gpus=2, local=True)
-    on_gpu, notes = scoring.on_device(config, plan, machine)
+    on_gpu, notes = planning.on_device(config, plan, machine)
     assert (on_gpu.device, notes) == ("cuda", [])
-    pool = scoring.plan_pool(config, on_gpu, machine, rows=10_000)
+    pool = planning.plan_pool(config, on_gpu, machine, rows=10_000)
     assert (pool.workers, pool.gpus_per_worker, pool.batch_size) == (8, 0.25, 32)
     chosen = ScoreConfig(input="i", output="o", batch_size=5, gpus_per_worker=2)
-    assert scoring.plan_pool(chosen, on_gpu, machine, rows=10_000).batch_size == 5
-    assert scoring.plan_pool(chosen, on_gpu, machine, rows=10_000).workers == 1
+    assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).batch_size == 5
+    assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).workers == 1
     laptop = session.Cluster(cpus=8, gpus=0, local=True)
     for device in ("auto", "cuda", "cpu"):
         asked = ScoreConfig(input="i", output="o", device=device)
-        on_cpu, notes = scoring.on_device(asked, plan, laptop)
+        on_cpu, notes = planning.on_device(asked, plan, laptop)
         assert on_cpu.device == "cpu"
         assert any("6 TFLOP" in note for note in notes)
         assert any("no GPU" in note for note in notes) is (device == "cuda")
-    pool = scoring.plan_pool(asked, on_cpu, laptop, rows=10_000)
+    pool = planning.plan_pool(asked, on_cpu, laptop, rows=10_000)
     assert (pool.workers, pool.batch_size, pool.threads) == (8, 4, 1)
-    few = scoring.plan_pool(asked, on_cpu, laptop, rows=2)
+    few = planning.plan_pool(asked, on_cpu, laptop, rows=2)
     assert (few.workers, few.threads) == (2, 4)
     # Formulas stay on CPUs even where there are GPUs.
-    assert scoring.on_device(config, Plan(metrics=("lapm",)), machine)[0].device == "cpu"
+    assert planning.on_device(config, Plan(metrics=("lapm",)), machine)[0].device == "cpu"

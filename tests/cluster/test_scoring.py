@@ -20,7 +20,7 @@ from job_helpers import Silent, write_photographs
 from PIL import Image
 
 import qualitygate
-from qualitygate.cluster import scoring, session, workers
+from qualitygate.cluster import planning, scoring, session, workers
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, ErrorCode, Failure
 from qualitygate.metrics.rows import Plan, Prepared, Request
@@ -237,6 +237,45 @@ def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(tmp_
     assert undisturbed["manifest"]["by_status"] == {"ok": 10}
 
 
+class SlowNetwork(workers.ScoringWorker):
+    """Has a network that takes for ever over photographs that are 160 pixels wide."""
+
+    def __init__(self, plan: Plan, settings: workers.WorkerSettings, schema: pa.Schema, journal: Any) -> None:
+        super().__init__(plan, settings, schema, journal)
+
+        def score(photographs: Any) -> list[Any]:
+            if any(photograph.width == 160 for photograph in photographs):
+                time.sleep(60)
+            return [1.0 for _ in photographs]
+
+        self._scorer._scorers["hyperiqa"] = score
+
+
+def test_a_network_that_takes_too_long_costs_its_own_score_alone(tmp_path: Path, silent: Silent) -> None:
+    import sys
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    names = write_photographs(tmp_path / "in", 4)
+    _run(
+        tmp_path / "in",
+        tmp_path / "out",
+        silent,
+        SlowNetwork,
+        metrics=("lapm", "hyperiqa"),
+        untrained=True,
+        image_timeout_s=3,
+        workers=1,
+        batch_size=4,
+    )
+    rows = _rows(tmp_path / "out")
+    assert [rows[name]["status"] for name in names] == ["partial", "ok", "ok", "ok"]
+    slow = rows[names[0]]
+    assert (slow["lapm_state"], slow["hyperiqa_state"]) == ("ok", "failed:worker_crash")
+    assert slow["sha256"]
+    assert "image_timeout_s" in slow["error_message"]
+    assert all(rows[name]["hyperiqa"] == 1.0 for name in names[1:])
+
+
 def test_workers_are_placed_on_the_gpus_that_ray_has(tmp_path: Path, silent: Silent) -> None:
     write_photographs(tmp_path / "in", 16)
     stats = _run(
@@ -276,12 +315,12 @@ def test_a_pool_always_leaves_a_cpu_for_the_tasks_that_feed_it() -> None:
     plan = Plan(metrics=FOCUS)
     config = ScoreConfig(input="i", output="o")
     for cpus in (2, 3, 8, 64):
-        pool = scoring.plan_pool(config, plan, session.Cluster(cpus=cpus, gpus=0, local=True), rows=10_000)
+        pool = planning.plan_pool(config, plan, session.Cluster(cpus=cpus, gpus=0, local=True), rows=10_000)
         assert pool.workers == cpus
         assert pool.workers * pool.cpus_per_worker <= cpus - 1
     tight = session.Cluster(cpus=64, gpus=0, local=True, memory=9 << 30)
-    assert scoring.plan_pool(config, plan, tight, rows=10_000).workers == 4
-    small = scoring.plan_pool(config, plan, session.Cluster(cpus=8, gpus=0, local=True), rows=3)
+    assert planning.plan_pool(config, plan, tight, rows=10_000).workers == 4
+    small = planning.plan_pool(config, plan, session.Cluster(cpus=8, gpus=0, local=True), rows=3)
     assert (small.workers, small.batch_size) == (3, 1)
     with pytest.raises(ConfigurationError, match="needs 2 at least"):
-        scoring.plan_pool(config, plan, session.Cluster(cpus=1, gpus=0, local=False), rows=3)
+        planning.plan_pool(config, plan, session.Cluster(cpus=1, gpus=0, local=False), rows=3)

@@ -3,14 +3,26 @@
 import importlib
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import skimage.data
+import torch
+from safetensors.torch import save_file
 
 import qualitygate
 from qualitygate.errors import ConfigurationError
-from qualitygate.metrics import PUBLISHED, Parameters, catalogue, default_names, networks, select
+from qualitygate.metrics import (
+    PUBLISHED,
+    Parameters,
+    catalogue,
+    default_names,
+    networks,
+    select,
+    weights,
+    weights_manifest,
+)
 from qualitygate.metrics.rows import Plan
 
 SMALL = np.ascontiguousarray(skimage.data.astronaut()[100:240, 100:260])
@@ -19,7 +31,6 @@ SMALL = np.ascontiguousarray(skimage.data.astronaut()[100:240, 100:260])
 @pytest.fixture(autouse=True)
 def _no_weights_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("QUALITYGATE_WEIGHTS", str(tmp_path / "none"))
-    networks._locate.cache_clear()
 
 
 @pytest.mark.parametrize("name", list(networks.NETWORKS))
@@ -105,3 +116,67 @@ def test_the_catalogue_keeps_its_networks_bound() -> None:
     assert catalogue("native", Parameters(untrained=True))["musiq"].unavailable() is None
     assert select(["musiq"], "native", PUBLISHED)[0].trained
     assert networks.pinned(("musiq", "lapv"), PUBLISHED).located == ()
+
+
+@pytest.fixture
+def hyperiqa_state() -> dict[str, torch.Tensor]:
+    return dict(importlib.import_module("qualitygate.metrics.hyperiqa").seeded_state_dict(3))
+
+
+@pytest.mark.parametrize("backend", ["native", "pyiqa"])
+@pytest.mark.parametrize("wrong", ["missing", "unexpected", "of another shape", "no real numbers"])
+def test_parameters_that_do_not_fit_are_refused_by_the_name_of_their_file(
+    tmp_path: Path, hyperiqa_state: dict[str, torch.Tensor], backend: Any, wrong: str
+) -> None:
+    if backend == "pyiqa":
+        pytest.importorskip("pyiqa")
+    key = next(key for key, tensor in hyperiqa_state.items() if tensor.ndim == 4)
+    if wrong == "missing":
+        del hyperiqa_state[key]
+    elif wrong == "unexpected":
+        hyperiqa_state["more"] = torch.zeros(1)
+    elif wrong == "of another shape":
+        hyperiqa_state[key] = hyperiqa_state[key][:1]
+    else:
+        hyperiqa_state[key] = hyperiqa_state[key].to(torch.int32)
+    file = tmp_path / "mine.pth"
+    torch.save(hyperiqa_state, file)
+    with pytest.raises(ConfigurationError, match=rf"mine\.pth.*not those of hyperiqa.*1 {wrong}"):
+        qualitygate.score(SMALL, "hyperiqa", weights=str(file), backend=backend)
+
+
+def test_one_file_of_ones_own_needs_the_metric_s_name(tmp_path: Path, hyperiqa_state: dict[str, torch.Tensor]) -> None:
+    file = tmp_path / "My_Weights.PTH"
+    torch.save(hyperiqa_state, file)
+    with pytest.raises(ConfigurationError, match=r"My_Weights\.PTH.*say with --metrics which network"):
+        qualitygate.score(SMALL, weights=str(file))
+    (row,) = qualitygate.score(SMALL, "hyperiqa", weights=str(file)).to_pylist()
+    assert row["hyperiqa_state"] == "ok"
+
+
+def test_a_folder_may_hold_safetensors_and_a_file_put_there_later_is_seen(
+    tmp_path: Path, hyperiqa_state: dict[str, torch.Tensor]
+) -> None:
+    folder = tmp_path / "w"
+    folder.mkdir()
+    with pytest.raises(ConfigurationError, match="hyperiqa can't be computed"):
+        qualitygate.score(SMALL, "hyperiqa", weights=str(folder))
+    file = weights_manifest.lookup("hyperiqa-koniq").file
+    save_file(hyperiqa_state, folder / f"{Path(file).stem}.safetensors")
+    (first,) = qualitygate.score(SMALL, "hyperiqa", weights=str(folder)).to_pylist()
+    torch.save(hyperiqa_state, tmp_path / "same.pth")
+    (second,) = qualitygate.score(SMALL, "hyperiqa", weights=str(tmp_path / "same.pth")).to_pylist()
+    assert first["hyperiqa"] == second["hyperiqa"]
+    names, _ = default_names("native", Parameters(weights=str(folder)))
+    assert names[-1] == "hyperiqa"
+
+
+def test_a_pin_holds_also_in_a_folder_that_is_named(tmp_path: Path, hyperiqa_state: dict[str, torch.Tensor]) -> None:
+    source, folder = tmp_path / "source.pth", tmp_path / "w"
+    torch.save(hyperiqa_state, source)
+    entry = next(e for e in weights_manifest.manifest().values() if e.head is None and e.name.startswith("maniqa"))
+    fetched = weights.fetch(entry.name, source=str(source), accept_new_hash=True, folder=folder)
+    changed = bytearray(fetched.path.read_bytes())
+    changed[-1000] ^= 1
+    fetched.path.write_bytes(changed)
+    assert "is refused" in str(weights.locate(entry.name, str(folder), accept_new_hash=True))

@@ -147,6 +147,10 @@ def test_the_manifest_claims_only_what_is_published() -> None:
         "maniqa-koniq",
         "maniqa-kadid",
         "hyperiqa-koniq",
+        "alexnet",
+        "vgg19",
+        "resnet18",
+        "resnet34",
     ]
     for entry in entries.values():
         assert entry.license
@@ -155,7 +159,11 @@ def test_the_manifest_claims_only_what_is_published() -> None:
         if entry.sha256_prefix is not None:
             assert Path(entry.file).stem.endswith(f"-{entry.sha256_prefix}")
     assert {name for name, entry in entries.items() if entry.head is None} == {"maniqa-koniq", "maniqa-kadid"}
-    assert weights_manifest.published_origins() == {"https://huggingface.co", "https://github.com"}
+    assert weights_manifest.published_origins() == {
+        "https://huggingface.co",
+        "https://github.com",
+        "https://download.pytorch.org",
+    }
 
 
 def test_the_papers_presets_are_aliases() -> None:

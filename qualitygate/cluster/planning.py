@@ -1,0 +1,216 @@
+"""What a scoring run will do: which metrics by which definition, on which device, with how many workers."""
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import Protocol
+
+from qualitygate import __version__
+from qualitygate.calibration import gate as gates
+from qualitygate.calibration import lazy
+from qualitygate.calibration.gate import Gate
+from qualitygate.cluster import session
+from qualitygate.config import ScoreConfig
+from qualitygate.errors import ConfigurationError
+from qualitygate.images.decode import DecodePolicy
+from qualitygate.metrics import Parameters, by_cost, default_names, select
+from qualitygate.metrics.metric import Device
+from qualitygate.metrics.networks import pinned, published
+from qualitygate.metrics.rows import Plan
+
+_MAX_BATCH = 32
+# Networks take seconds a photograph on a CPU: small tasks, so that progress shows and a crash costs little.
+_MAX_BATCH_OF_NETWORKS_ON_CPU = 4
+# What a worker may need for the largest photograph that is let in: some 1.8 GB at 100 megapixels.
+_WORKER_BYTES = 2 << 30
+# Besides, for three networks: parameters .9 GB (mapped, so mostly shared), crops in work.
+_NETWORKS_BYTES = 2 << 30
+_VERSIONS = (
+    "ray",
+    "numpy",
+    "scipy",
+    "numba",
+    "opencv-python-headless",
+    "pillow",
+    "pi-heif",
+    "deltalake",
+    "pyarrow",
+)
+
+
+class Progress(Protocol):
+    """Where a run tells how far it is."""
+
+    def start(self, *, total: int, done: int) -> None:
+        """`done` of `total` rows were committed by earlier runs."""
+
+    def advance(self, *, rows: int, errors: int) -> None:
+        """So many more rows have arrived, so many of them errors."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line."""
+
+    def stop(self) -> None:
+        """No more rows will come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The actor pool: how many workers, what each takes of the cluster, how many photographs a task.
+
+    A network is given a task's photographs at once. threads: of a worker's networks on a CPU.
+    """
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    batch_size: int
+    threads: int = 1
+
+
+def plan_scores(config: ScoreConfig) -> tuple[Plan, list[str]]:
+    """What to compute, and what the user should know about it before it starts."""
+    notes = []
+    parameters = Parameters(weights=config.weights, untrained=config.untrained)
+    if config.lazy and not config.gate:
+        raise ConfigurationError("--lazy leaves out what a gate's vote doesn't need; name the gate with --gate")
+    made = gates.load(config.gate) if config.gate else None
+    if made is not None and config.metrics is None:
+        names = [voter.name for voter in made.voters(allow_fallback=True)]
+    elif config.metrics is None:
+        names, skipped = default_names(config.backend, parameters)
+        for name, why in skipped.items():
+            notes.append(f"{name} is skipped: {why}")
+    else:
+        names = list(config.metrics)
+    vote = None
+    if made is not None and config.lazy:
+        names = by_cost(names)
+        vote = lazy.of_gate(made, names, config.lazy_sample)
+        if absent := [name for name in gate_voters(made) if name not in names]:
+            raise ConfigurationError(f"--metrics leaves out {', '.join(absent)}, with which the gate votes; add them")
+    metrics = select(names, config.backend, parameters)
+    for metric in metrics:
+        if reason := metric.unavailable():
+            raise ConfigurationError(f"{metric.name} can't be computed: {reason}")
+        if not metric.trained:
+            notes.append(f"{metric.name} is untrained: its scores show that the plumbing works and nothing else")
+        if metric.trained and metric.device == "gpu" and not published(metric.name, parameters):
+            notes.append(
+                f"{metric.name} uses parameters of your own, sha256 {str(metric.parameters_sha256())[:16]}...: "
+                "not those published, and its scores are only comparable with themselves"
+            )
+        if metric.trained and metric.device == "gpu":
+            # What workers would refuse is refused before they start: another network's file, or one that runs code.
+            metric.load("cpu")
+    device: Device = "cuda" if config.device == "cuda" else "cpu"
+    plan = Plan(
+        metrics=tuple(metric.name for metric in metrics),
+        backend=config.backend,
+        device=device,
+        policy=DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side),
+        max_bytes=config.max_bytes,
+        parameters=pinned(tuple(metric.name for metric in metrics), parameters),
+        lazy=vote,
+    )
+    if made is not None:
+        notes += _check_gate(made, plan, untrained=config.untrained)
+    return plan, notes
+
+
+def gate_voters(gate: Gate) -> list[str]:
+    """Methods of the gate that have a cut-off, also one that is only a fallback."""
+    return [voter.name for voter in gate.voters(allow_fallback=True)]
+
+
+def _check_gate(gate: Gate, plan: Plan, *, untrained: bool) -> list[str]:
+    """Refuse a gate whose cut-offs were found on other scores than this run would make."""
+    gate.require(allow_fallback=True, allow_untrained=untrained)
+    notes, fingerprints = [], plan.fingerprints()
+    for name in gate_voters(gate):
+        known = gate.fingerprints.get(name)
+        if name in fingerprints and known == "external":
+            notes.append(f"gate {gate.id} was made from scores from elsewhere: whether its {name} is ours isn't known")
+        elif name in fingerprints and known not in fingerprints[name].values():
+            raise ConfigurationError(
+                f"gate {gate.id} was made from {name} {known}, this run would score "
+                f"{' or '.join(fingerprints[name].values())}; run 'qualitygate calibrate' on scores of this definition"
+            )
+    return notes
+
+
+def on_device(config: ScoreConfig, plan: Plan, cluster: session.Cluster) -> tuple[Plan, list[str]]:
+    """The plan on GPUs where they are wanted and there are any, else on CPUs, and what that costs."""
+    networks = networks_of(plan)
+    notes = []
+    if config.device == "cuda" and not cluster.gpus:
+        notes.append("the Ray cluster has no GPU: scoring on its CPUs")
+    wanted = config.device == "cuda" or (config.device == "auto" and networks)
+    plan = replace(plan, device="cuda" if wanted and cluster.gpus else "cpu")
+    if plan.device == "cpu":
+        notes += cost_on_cpu(networks)
+    return plan, notes
+
+
+def networks_of(plan: Plan) -> list[str]:
+    return [metric.name for metric in plan.selected() if metric.device == "gpu"]
+
+
+def cost_on_cpu(networks: Sequence[str]) -> list[str]:
+    return [
+        f"{name} on a CPU takes 6 TFLOP, about a minute on a core, for each photograph"
+        for name in networks
+        if name.startswith("maniqa")
+    ]
+
+
+def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: int) -> Pool:
+    """Workers for every core, or as many as the GPUs allow, and always a CPU left for the tasks that feed them.
+
+    Without that CPU a Ray Data pipeline waits silently for ever.
+    """
+    if cluster.cpus < 2:
+        raise ConfigurationError(
+            f"the Ray cluster has {cluster.cpus:g} CPUs; scoring needs 2 at least: one for a worker, "
+            "one for the tasks that feed it"
+        )
+    networks = bool(networks_of(plan))
+    needed = _WORKER_BYTES + networks * _NETWORKS_BYTES
+    gpus = config.gpus_per_worker if plan.device == "cuda" else 0.0
+    if gpus:
+        if cluster.gpus < gpus:
+            raise ConfigurationError(
+                f"--device cuda wants {gpus:g} GPU a worker, the Ray cluster has {cluster.gpus:g}; "
+                "use --device cpu, or fewer --gpus-per-worker"
+            )
+        workers = config.workers or max(1, int(cluster.gpus / gpus))
+    else:
+        workers = config.workers or max(1, int(min(cluster.cpus, cluster.memory / needed)))
+    workers = min(workers, rows)
+    share = math.floor((cluster.cpus - 1) / workers * 1000) / 1000
+    most = _MAX_BATCH_OF_NETWORKS_ON_CPU if networks and not gpus else _MAX_BATCH
+    batch = config.batch_size or min(most, max(1, math.ceil(rows / (4 * workers))))
+    return Pool(
+        workers=workers,
+        cpus_per_worker=min(1.0, share),
+        gpus_per_worker=gpus,
+        batch_size=min(batch, config.commit_rows),
+        threads=max(1, int(cluster.cpus / workers)) if networks and cluster.local else 1,
+    )
+
+
+def versions() -> dict[str, str]:
+    """What computed it: this package, Python, the machine, the libraries that decide pixels and numbers."""
+    found = {
+        "qualitygate": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    for package in _VERSIONS:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

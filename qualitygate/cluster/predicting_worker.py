@@ -1,0 +1,135 @@
+"""The predicting worker: a Ray actor that loads the classifier once and turns manifest rows into predictions.
+
+Photographs that kill its process are found as in scoring: each batch is entered in a journal before it is begun, and
+one that comes back is done photograph by photograph.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from qualitygate.cluster.workers import Watchdog
+from qualitygate.errors import ErrorCode, Failure
+from qualitygate.tables import storage
+from qualitygate.training import loop, models
+from qualitygate.training.data import Prepared, prepare
+
+SCHEMA = pa.schema(
+    [
+        pa.field("position", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("predicted", pa.string()),
+        pa.field("confidence", pa.float64()),
+        pa.field("top1", pa.float64()),
+        pa.field("error_code", pa.string()),
+        pa.field("error_message", pa.string()),
+    ]
+)
+# Begun this often without an end, a photograph is taken to kill its worker. Once may be a lost machine.
+_STARTS_THAT_CONVICT = 2
+_IMAGE_TIMEOUT_S = 300.0
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Which network, and how a worker runs it."""
+
+    architecture: str
+    classes: tuple[str, ...]
+    image_size: int
+    batch_size: int
+    threads: int
+    on_gpu: bool
+
+
+class PredictingWorker:
+    """Callable class of the actor pool: rows of image_id, uri, box, label, position in; rows of SCHEMA out."""
+
+    def __init__(self, task: Task, state: Any, journal: Any) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        loop.deterministic()
+        torch.set_num_threads(min(task.threads, len(os.sched_getaffinity(0))))
+        self._task = task
+        self._journal = journal
+        self._watchdog = Watchdog(_IMAGE_TIMEOUT_S, self._report_over_time)
+        device = torch.device("cuda" if task.on_gpu and torch.cuda.is_available() else "cpu")
+        tensors = {name: torch.tensor(value) for name, value in ray.get(state).items()}
+        self._model = models.build(task.architecture, len(task.classes), image_size=task.image_size, state=tensors).to(
+            device
+        )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = batch.to_pylist()
+        key = hashlib.sha1("\0".join(row["image_id"] for row in rows).encode()).hexdigest()
+        again = ray.get(self._journal.begin_batch.remote(key)) > 1
+        prepared = self._with_care(rows) if again else self._straight(rows)
+        found = self._found(rows, prepared)
+        ray.get(self._journal.end_batch.remote(key))
+        return pa.Table.from_pylist(found, schema=SCHEMA)
+
+    def _straight(self, rows: Sequence[Row]) -> list[Prepared]:
+        prepared = []
+        decoding = prepare(rows, self._task.image_size)
+        for row in rows:
+            with self._watchdog.watching([row["image_id"]]):
+                prepared.append(next(decoding))
+        return prepared
+
+    def _with_care(self, rows: Sequence[Row]) -> list[Prepared]:
+        prepared = []
+        for row in rows:
+            before = ray.get(self._journal.begin_image.remote(row["image_id"]))
+            if before.over_time or before.times >= _STARTS_THAT_CONVICT:
+                why = (
+                    f"took longer than {_IMAGE_TIMEOUT_S:g} s"
+                    if before.over_time
+                    else f"its worker process died {before.times} times"
+                )
+                prepared.append(Prepared(failure=Failure(ErrorCode.WORKER_CRASH, why)))
+            else:
+                with self._watchdog.watching([row["image_id"]]):
+                    prepared += prepare([row], self._task.image_size)
+            ray.get(self._journal.end_image.remote(row["image_id"]))
+        return prepared
+
+    def _report_over_time(self, image_id: str) -> None:
+        ray.get(self._journal.took_too_long.remote(image_id), timeout=10)
+
+    def _found(self, rows: Sequence[Row], prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
+        pixels = [one.pixels for one in prepared if one.pixels is not None]
+        answers = iter(())
+        if pixels:
+            logits = loop.logits_of(self._model, torch.from_numpy(np.stack(pixels)), self._task.batch_size)
+            answers = iter(loop.probabilities(logits))
+        found = []
+        for row, one in zip(rows, prepared, strict=True):
+            result: dict[str, Any] = {"position": row["position"], "sha256": one.sha256}
+            if one.failure is None:
+                result |= self._answer(next(answers), row["label"])
+            else:
+                message = storage.redact(one.failure.message)
+                result |= {"error_code": one.failure.code.value, "error_message": message}
+            found.append(result)
+        return found
+
+    def _answer(self, probabilities: Any, label: str) -> dict[str, Any]:
+        if not np.isfinite(probabilities).all():
+            return {"error_code": ErrorCode.NON_FINITE.value, "error_message": "the classifier gave no numbers"}
+        best = int(np.argmax(probabilities))
+        classes = self._task.classes
+        return {
+            "predicted": classes[best],
+            "confidence": float(probabilities[classes.index(label)]),
+            "top1": float(probabilities[best]),
+        }

@@ -1,0 +1,78 @@
+"""A verb's options made from its configuration: each key is a flag, and says about itself what the model says."""
+
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from qualitygate.config import Config, load
+from qualitygate.errors import ConfigurationError
+
+
+def verb(app: typer.Typer, name: str, model: type[Config]) -> Callable[[Callable[[Config], None]], None]:
+    """Decorator: `name` is a verb of the app whose function takes the resolved configuration.
+
+    Values of several parts are written with commas (`--metrics lapm,wavs`), or the flag is repeated; pairs as
+    `--directions score=higher`. `--config FILE` reads the same keys from YAML; the command line wins.
+    """
+
+    def register(function: Callable[[Config], None]) -> None:
+        def command(**given: Any) -> None:
+            path = given.pop("config")
+            values = {key: _parsed(model.model_fields[key], key, value) for key, value in given.items()}
+            function(load(model, path, values))
+
+        parameters = [_parameter(key, field) for key, field in model.model_fields.items()]
+        parameters.append(_option("config", Path | None, typer.Option(help="YAML file of the same keys.")))
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.__doc__ = function.__doc__
+        app.command(name)(command)
+
+    return register
+
+
+def _option(key: str, annotation: Any, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
+    )
+
+
+def _parameter(key: str, field: FieldInfo) -> inspect.Parameter:
+    kind = _without_none(field.annotation)
+    flag = "--" + key.replace("_", "-")
+    said = field.description or key
+    text = said[0].upper() + said[1:]
+    default = field.default
+    shown = "" if field.is_required() or default in (None, False, ()) or callable(default) else f" (default {default})"
+    if kind is bool:
+        negative = f"{flag}/--no-{key.replace('_', '-')}" if default is True else flag
+        return _option(key, bool | None, typer.Option(negative, help=f"{text}."))
+    if get_origin(kind) in (tuple, dict):
+        return _option(key, list[str] | None, typer.Option(flag, help=f"{text}."))
+    if get_origin(kind) is Literal:
+        return _option(key, str | None, typer.Option(flag, help=f"{text}: {', '.join(get_args(kind))}{shown}."))
+    return _option(key, kind | None, typer.Option(flag, help=f"{text}{shown}."))
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def _parsed(field: FieldInfo, key: str, value: Any) -> Any:
+    kind = get_origin(_without_none(field.annotation))
+    if not value or kind not in (tuple, dict):
+        return None if value == [] else value
+    parts = [part.strip() for text in value for part in text.split(",") if part.strip()]
+    if kind is tuple:
+        return tuple(parts)
+    pairs = [part.partition("=") for part in parts]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ConfigurationError(f"--{key.replace('_', '-')}: {wrong[0]!r} is no pair; write name=value")
+    return {name.strip(): text.strip() for name, _, text in pairs}

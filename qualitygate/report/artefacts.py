@@ -1,0 +1,239 @@
+"""Finds and reads what the other verbs wrote: each folder is known by its main record, which is written last."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from qualitygate.errors import ConfigurationError, ImageError
+from qualitygate.report import records
+from qualitygate.tables import storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+R = TypeVar("R", bound=records.Record)
+
+# Main record -> (the verb that writes it, its format's name where it has one).
+KNOWN: Mapping[str, tuple[str, str | None]] = {
+    "gate.json": ("calibrate", "qualitygate-gate"),
+    "robustness.json": ("robustness", "qualitygate-robustness"),
+    "_gate_stats.json": ("gate", None),
+    "_stats.json": ("score", None),
+    "prediction.json": ("predict", "qualitygate-prediction"),
+    "model.json": ("train-baseline", "qualitygate-classifier"),
+}
+VERSION = 1
+_MONTAGE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What 'calibrate' found. table: a row for each photograph that was calibrated on."""
+
+    gate: records.Gate
+    record: records.CalibrationRecord
+    table: "pa.Table"
+
+    @property
+    def held_out(self) -> records.HeldOut | None:
+        return self.record.held_out or self.gate.held_out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Robustness:
+    """What 'robustness' found. montage: the picture of one sample's series; values: every score, or None."""
+
+    record: records.RobustnessRecord
+    montage: bytes | None
+    values: "pa.Table | None"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artefacts:
+    """All that one page tells of; None for what wasn't given. folders, configs: by verb."""
+
+    calibration: Calibration | None = None
+    robustness: Robustness | None = None
+    decisions: records.GateStats | None = None
+    scoring: records.ScoringStats | None = None
+    prediction: records.PredictionRecord | None = None
+    model: records.ModelRecord | None = None
+    folders: Mapping[str, str]
+    configs: Mapping[str, str]
+
+    @property
+    def untrained(self) -> frozenset[str]:
+        """Methods whose scores come from untrained networks, by any of the records."""
+        named: set[str] = set()
+        if self.calibration:
+            gate = self.calibration.gate
+            named |= set(gate.untrained)
+            named |= {name for name, print_ in gate.fingerprints.items() if (print_ or "").startswith("untrained")}
+        if self.robustness:
+            named |= {name for name, metric in self.robustness.record.metrics.items() if not metric.trained}
+        if self.scoring:
+            named |= set(self.scoring.untrained)
+        if self.decisions:
+            named |= set(self.decisions.untrained)
+        return frozenset(named)
+
+
+def read(inputs: Sequence[str]) -> Artefacts:
+    """Everything in these folders. Raises ConfigurationError for a folder that holds nothing known, for two
+    folders of one verb, and for a record or table that isn't what its verb writes."""
+    folders = _folders(inputs)
+    found: dict[str, Any] = {}
+    if folder := folders.get("calibrate"):
+        found["calibration"] = _calibration(folder)
+    if folder := folders.get("robustness"):
+        found["robustness"] = _robustness(folder)
+    for key, verb, name, model in (
+        ("decisions", "gate", "_gate_stats.json", records.GateStats),
+        ("scoring", "score", "_stats.json", records.ScoringStats),
+        ("prediction", "predict", "prediction.json", records.PredictionRecord),
+        ("model", "train-baseline", "model.json", records.ModelRecord),
+    ):
+        if folder := folders.get(verb):
+            found[key] = _record(folder, name, model)
+    return Artefacts(**found, folders=folders, configs=_configs(folders))
+
+
+def _folders(inputs: Sequence[str]) -> dict[str, str]:
+    """Verb -> the folder that holds its output."""
+    folders: dict[str, str] = {}
+    for uri in dict.fromkeys(inputs):
+        folder = storage.check_location(uri, "--input")
+        verbs = _verbs(folder)
+        if not verbs:
+            raise ConfigurationError(_nothing(folder))
+        for verb in verbs:
+            if verb in folders:
+                raise ConfigurationError(
+                    f"--input: {storage.redact(folders[verb])!r} and {storage.redact(folder)!r} are both outputs of "
+                    f"'{verb}', and one page tells of one; leave one out"
+                )
+            folders[verb] = folder
+    return folders
+
+
+def _verbs(folder: str) -> list[str]:
+    try:
+        return [verb for name, (verb, _) in KNOWN.items() if storage.exists(storage.join(folder, name))]
+    except OSError as error:
+        reason = storage.redact(str(error)).splitlines()[0][:200]
+        raise ConfigurationError(
+            f"--input {storage.redact(folder)!r} can't be read ({reason}); check the location and its permissions"
+        ) from error
+
+
+def _nothing(folder: str) -> str:
+    shown = repr(storage.redact(folder))
+    if not storage.exists(folder):
+        return f"--input {shown} doesn't exist; give the output folder of calibrate, robustness, gate, score or predict"
+    if not storage.is_folder(folder):
+        return f"--input {shown} is no folder; give the folder that a verb wrote, not a file of it"
+    if storage.exists(storage.join(folder, "calibration.json")):
+        return f"--input {shown} has a calibration.json but no gate.json: that run didn't finish; run it again"
+    below = [name for name in storage.subfolders(folder)[:50] if _verbs(storage.join(folder, name))]
+    hint = (
+        f"; did you mean {' and '.join(repr(storage.join(storage.redact(folder), name)) for name in below[:6])}?"
+        if below
+        else "; give the output folder of calibrate, robustness, gate, score or predict"
+    )
+    return f"--input {shown} holds none of {', '.join(KNOWN)}{hint}"
+
+
+def _bytes(folder: str, name: str) -> bytes | None:
+    try:
+        return storage.read_bytes(storage.join(folder, name))
+    except ImageError as error:
+        raise ConfigurationError(
+            f"{_where(folder, name)} can't be read ({error.failure.message}); check its permissions"
+        ) from error
+
+
+def _where(folder: str, name: str) -> str:
+    return repr(storage.redact(storage.join(folder, name)))
+
+
+def _record(folder: str, name: str, model: type[R]) -> R:
+    data = _bytes(folder, name)
+    verb, format_name = KNOWN.get(name, ("calibrate", "qualitygate-calibration"))
+    remedy = f"run 'qualitygate {verb}' again"
+    if data is None:
+        raise ConfigurationError(f"{_where(folder, name)} isn't there, so that run didn't finish; {remedy}")
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise ConfigurationError(f"{_where(folder, name)} is no JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{_where(folder, name)} must hold an object; {remedy}")
+    if format_name and (content.get("format"), content.get("version")) != (format_name, VERSION):
+        raise ConfigurationError(
+            f"{_where(folder, name)} is {content.get('format')!r} version {content.get('version')!r}, and this "
+            f"release reads {format_name!r} version {VERSION}; {remedy}"
+        )
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"{_where(folder, name)}: {key}: {first['msg']}; {remedy}") from error
+
+
+def _calibration(folder: str) -> Calibration:
+    gate = _record(folder, "gate.json", records.Gate)
+    record = _record(folder, "calibration.json", records.CalibrationRecord)
+    if record.gate_id != gate.id:
+        raise ConfigurationError(
+            f"{_where(folder, 'calibration.json')} belongs to gate {record.gate_id}, but gate.json is {gate.id}; "
+            "run 'qualitygate calibrate' again"
+        )
+    table = _table(folder, "calibration.parquet", ("image_id", "correct", "confidence", *gate.methods))
+    if table is None:
+        raise ConfigurationError(
+            f"{_where(folder, 'calibration.parquet')} isn't there; run 'qualitygate calibrate' again"
+        )
+    return Calibration(gate=gate, record=record, table=table)
+
+
+def _robustness(folder: str) -> Robustness:
+    record = _record(folder, "robustness.json", records.RobustnessRecord)
+    name = record.figures.get("montage", "series.png")
+    try:
+        montage = storage.fetch(storage.join(folder, name.rsplit("/", 1)[-1]), max_bytes=_MONTAGE_BYTES).data
+    except ImageError:
+        montage = None
+    columns = ("sample", "nuisance", "step", "parameter", "metric", "value")
+    return Robustness(record=record, montage=montage, values=_table(folder, "robustness.parquet", columns))
+
+
+def _table(folder: str, name: str, needed: Sequence[str]) -> "pa.Table | None":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = _bytes(folder, name)
+    if data is None:
+        return None
+    try:
+        table = pq.read_table(BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigurationError(f"{_where(folder, name)} is no Parquet ({reason}); make it again") from error
+    if lacking := [column for column in needed if column not in table.column_names]:
+        raise ConfigurationError(f"{_where(folder, name)} lacks the column {lacking[0]!r}; make it again")
+    return table
+
+
+def _configs(folders: Mapping[str, str]) -> dict[str, str]:
+    """Each verb's echoed configuration, without secrets."""
+    echoes = {}
+    for verb, folder in folders.items():
+        data = _bytes(folder, "_config.yaml")
+        if data is not None:
+            echoes[verb] = storage.redact(data.decode("utf-8", "replace"))
+    return echoes

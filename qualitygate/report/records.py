@@ -1,0 +1,359 @@
+"""The records that other verbs leave behind, as the page reads them: what it needs is checked, the rest ignored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _ends(value: Any) -> Any:
+    """An interval with an end missing is none."""
+    return None if isinstance(value, list | tuple) and any(end is None for end in value) else value
+
+
+def _estimate(value: Any) -> Any:
+    """A bare number is an estimate without an interval."""
+    return {"mean": value} if isinstance(value, int | float) else value
+
+
+Interval = Annotated[tuple[float, float] | None, BeforeValidator(_ends)]
+
+
+class Record(BaseModel):
+    """Anything read from a JSON file."""
+
+    # A label may be a number in a table of one's own.
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class Estimated(Record):
+    mean: float | None = None
+    interval: Interval = None
+
+
+Estimate = Annotated[Estimated | None, BeforeValidator(_estimate)]
+
+
+class Densities(Record):
+    """Densities of right and wrong predictions over raw quality, per unit of the axis' scale."""
+
+    quality: list[float]
+    correct: list[float]
+    wrong: list[float]
+    axis: Literal["log", "linear"] = "linear"
+
+
+class Method(Record):
+    """One method's line."""
+
+    direction: Literal["higher", "lower"]
+    status: Literal["ok", "undefined", "fallback"]
+    reason: str | None = None
+    rule: str | None = None
+    cutoff: float | None = None
+    cutoff_normalized: float | None = None
+    interval: Interval = None
+    interval_level: float = 0.95
+    bounds: Interval = None
+    transform: str = "identity"
+    crossings: list[float] = Field(default_factory=list)
+    share_single_crossing: float | None = None
+    auroc: float | None = None
+    p_value: float | None = None
+    p_value_holm: float | None = None
+    wrong: int | None = None
+    wrong_groups: int | None = None
+    correct: int | None = None
+    densities: Densities | None = None
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether its scores are drawn on a log axis."""
+        return self.densities.axis == "log" if self.densities else self.transform == "log"
+
+
+class Curve(Record):
+    coverage: list[float] = Field(default_factory=list)
+    accuracy: list[float] = Field(default_factory=list)
+
+
+class Compared(Record):
+    """The gate, or what it is compared with at equal coverage."""
+
+    name: str
+    accuracy_at_coverage: Estimate = None
+    difference: Estimate = None
+    aurc: float | None = None
+    curve: Curve | None = None
+
+
+class HeldOut(Record):
+    """What the gate buys on groups that its calibration hadn't seen."""
+
+    repeats: int | None = None
+    folds: int | None = None
+    photographs: int | None = None
+    coverage: Estimate = None
+    precision: Estimate = None
+    recall: Estimate = None
+    accuracy_all: Estimate = None
+    accuracy_passed: Estimate = None
+    accuracy_rejected: Estimate = None
+    comparison: list[Compared] = Field(default_factory=list)
+    undefined_shares: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Gate(Record):
+    """gate.json"""
+
+    id: str
+    created: str | None = None
+    parent: str | None = None
+    votes_needed: int = Field(ge=1)
+    methods: dict[str, Method]
+    coverage: float | None = None
+    fingerprints: dict[str, str | None] = Field(default_factory=dict)
+    untrained: list[str] = Field(default_factory=list)
+    classifier: str | None = None
+    manifest: str | None = None
+    preset: str | None = None
+    seed: int | None = None
+    held_out: HeldOut | None = None
+    versions: dict[str, Any] = Field(default_factory=dict)
+
+
+class Rank(Record):
+    """A rank correlation of quality and confidence."""
+
+    spearman: float | None = None
+    interval: Interval = None
+    n: int | None = None
+
+
+class QualityConfidence(Record):
+    overall: Rank | None = None
+    within_class: dict[str, Rank] = Field(default_factory=dict)
+    within_stratum: dict[str, Rank] = Field(default_factory=dict)
+
+
+class Rate(Record):
+    passed: float | None = None
+    n: int | None = None
+
+
+class Pair(Record):
+    a: str
+    b: str
+    agreement: float | None = None
+    kappa: float | None = None
+
+
+class Agreement(Record):
+    pairs: list[Pair] = Field(default_factory=list)
+    pivotal: dict[str, float | None] = Field(default_factory=dict)
+    unanimous: float | None = None
+
+
+class Matrix(Record):
+    methods: list[str] = Field(default_factory=list)
+    spearman: list[list[float | None]] = Field(default_factory=list)
+
+
+class ConfidentError(Record):
+    image_id: str
+    label: str | None = None
+    predicted: str | None = None
+    confidence: float | None = None
+    top1: float | None = None
+    votes_low: int | None = None
+    uri: str | None = None
+
+
+class CalibrationRecord(Record):
+    """calibration.json"""
+
+    gate_id: str
+    created: str | None = None
+    rows: int
+    wrong: int | None = None
+    groups: int | None = None
+    accuracy: float | None = None
+    dropped: dict[str, Any] = Field(default_factory=dict)
+    held_out: HeldOut | None = None
+    quality_confidence: dict[str, QualityConfidence] = Field(default_factory=dict)
+    pass_rates: dict[str, dict[str, Rate]] = Field(default_factory=dict)
+    agreement: Agreement = Agreement()
+    method_correlations: Matrix = Matrix()
+    confident_errors: list[ConfidentError] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+    config: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+
+
+class Effect(Record):
+    """Largest change under a nuisance over the change under blur; 0 is ideal."""
+
+    ratio: float | None = None
+    interval: Interval = None
+
+
+class Correlation(Record):
+    per_sample_mean: float | None = None
+    single: float | None = None
+    of_average: float | None = None
+
+
+class Reaction(Record):
+    """How one metric reacts to the series."""
+
+    direction: Literal["higher", "lower"] = "higher"
+    fingerprint: str | None = None
+    trained: bool = True
+    correlations: dict[str, dict[str, Correlation]] = Field(default_factory=dict)
+    effects: dict[str, Effect] = Field(default_factory=dict)
+    missing: int = 0
+
+
+class TableRow(Record):
+    nuisance: str
+    statistic: str
+    ours: dict[str, float | None]
+    paper: dict[str, float | None] = Field(default_factory=dict)
+    best: list[str] = Field(default_factory=list)
+
+
+class Table1(Record):
+    rows: list[TableRow] = Field(default_factory=list)
+
+
+class Redundant(Record):
+    a: str
+    b: str
+    spearman: float | None = None
+
+
+class Choice(Record):
+    preset: str | None = None
+    methods: list[str] = Field(default_factory=list)
+    rule: str | None = None
+    margins: dict[str, Any] = Field(default_factory=dict)
+    note: str | None = None
+
+
+class RobustnessRecord(Record):
+    """robustness.json"""
+
+    created: str | None = None
+    samples: int | None = None
+    blur: str | None = None
+    interpolation: str | None = None
+    second_interpolation: str | None = None
+    metrics: dict[str, Reaction]
+    table1: Table1 = Table1()
+    redundancy: list[Redundant] = Field(default_factory=list)
+    choice: Choice | None = None
+    single_sample: str | None = None
+    notes: list[str] = Field(default_factory=list)
+    figures: dict[str, str] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+
+
+class Scored(Record):
+    rows: int = 0
+    rows_per_second: float | None = None
+
+
+class Example(Record):
+    image_id: str
+    code: str | None = None
+    message: str | None = None
+
+
+class Counted(Record):
+    rows: int = 0
+    error_rate: float | None = None
+    by_status: dict[str, int] = Field(default_factory=dict)
+    by_code: dict[str, int] = Field(default_factory=dict)
+    examples: list[Example] = Field(default_factory=list)
+
+
+class Range(Record):
+    min: float | None = None
+    median: float | None = None
+    max: float | None = None
+    states: dict[str, int] = Field(default_factory=dict)
+
+
+class ScoringStats(Record):
+    """_stats.json of a scoring run"""
+
+    run_id: str
+    state: str | None = None
+    started: str | None = None
+    seconds: float | None = None
+    input: str | None = None
+    scored: Scored = Scored()
+    manifest: Counted = Counted()
+    metrics: dict[str, Range] = Field(default_factory=dict)
+    fingerprints: dict[str, dict[str, str]] = Field(default_factory=dict)
+    untrained: list[str] = Field(default_factory=list)
+    seconds_by_stage: dict[str, float] = Field(default_factory=dict)
+    pool: dict[str, Any] | None = None
+    workers: dict[str, Any] = Field(default_factory=dict)
+    lazy: dict[str, Any] | None = None
+    versions: dict[str, Any] = Field(default_factory=dict)
+
+
+class GateStats(Record):
+    """_gate_stats.json"""
+
+    gate_id: str
+    rows: int
+    passed: int
+    rejected: int
+    nulls: dict[str, int] = Field(default_factory=dict)
+    by_votes: dict[str, int] = Field(default_factory=dict)
+    pivotal: dict[str, float | None] = Field(default_factory=dict)
+    source: str | None = None
+    external: list[str] = Field(default_factory=list)
+    votes_needed: int | None = None
+    voters: list[str] = Field(default_factory=list)
+    untrained: list[str] = Field(default_factory=list)
+    policy: dict[str, Any] = Field(default_factory=dict)
+
+
+class PredictionRecord(Record):
+    """prediction.json"""
+
+    created: str | None = None
+    architecture: str | None = None
+    classes: list[str] = Field(default_factory=list)
+    model_fingerprint: str | None = None
+    weights_sha256: str | None = None
+    trained: bool | None = None
+    image_size: int | None = None
+    rows: int | None = None
+    errors: int | None = None
+    accuracy: float | None = None
+    trained_on_rows: int | None = None
+    input: str | None = None
+    versions: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelRecord(Record):
+    """model.json"""
+
+    created: str | None = None
+    architecture: str | None = None
+    classes: list[str] = Field(default_factory=list)
+    model_fingerprint: str | None = None
+    sha256: str | None = None
+    image_size: int | None = None
+    from_scratch: bool | None = None
+    pretrained: Any = None
+    epochs: int | None = None
+    seed: int | None = None
+    accuracy: Any = None
+    rows: Any = None
+    hardware: Any = None
+    versions: dict[str, Any] = Field(default_factory=dict)

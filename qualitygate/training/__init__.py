@@ -1,0 +1,1 @@
+"""Classifiers: built, fed, trained, asked."""
