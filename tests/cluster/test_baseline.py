@@ -21,8 +21,8 @@ from qualitygate.training import data, loop, models, record
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
 
-COUNT = 48
-FEW = {"architecture": "resnet18", "from_scratch": True, "epochs": 2, "image_size": 32, "batch_size": 8}
+COUNT, EPOCHS = 48, 3
+FEW = {"architecture": "resnet18", "from_scratch": True, "epochs": EPOCHS, "image_size": 32, "batch_size": 8}
 
 
 def _config(manifest: Path, output: Path, **options: Any) -> BaselineConfig:
@@ -58,7 +58,9 @@ def trained(manifest: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessio
         baseline.run(config.model_copy(update={"seed": 1}), Silent())
     progress = Silent()
     result = baseline.run(config, progress)
-    assert (progress.total, progress.done, progress.rows) == (2, 1, 1)
+    # How far it came before it heard of the stop is a matter of milliseconds.
+    assert 1 <= progress.done <= EPOCHS
+    assert (progress.total, progress.rows) == (EPOCHS, EPOCHS - progress.done)
     return result
 
 
@@ -66,17 +68,19 @@ def test_a_stopped_training_ends_with_the_bits_of_one_that_ran_through_without_r
     manifest: Path, trained: baseline.Result
 ) -> None:
     rows = [row for row in data.labelled(str(manifest)).to_pylist() if row["image_id"] != "p005.png"]
-    pixels = np.stack([one.pixels for one in data.prepare(rows, 32) if one.pixels is not None])
+    prepared = list(data.prepare(rows, 32))
+    assert [one.failure for one in prepared if one.failure] == []
+    pixels = np.stack([one.pixels for one in prepared if one.pixels is not None])
     labels = [labelled_photographs.LABELS.index(row["label"]) for row in rows]
     photographs = loop.Photographs(pixels=torch.from_numpy(pixels), labels=torch.tensor(labels))
     subsets = pq.read_table(Path(trained.output) / "training_ids.parquet")["subset"].to_pylist()
     train = np.flatnonzero([subset == "train" for subset in subsets])
-    recipe = loop.Recipe(epochs=2, batch_size=8, learning_rate=1e-3)
+    recipe = loop.Recipe(epochs=EPOCHS, batch_size=8, learning_rate=1e-3)
     model = models.build("resnet18", 2, image_size=32, seed=0)
     optimizer = loop.optimizer_of(model, recipe)
     threads = torch.get_num_threads()
     torch.set_num_threads(trained.record["hardware"]["threads"])
-    for epoch in range(2):
+    for epoch in range(EPOCHS):
         loop.train_epoch(model, optimizer, photographs, train, recipe, epoch)
     torch.set_num_threads(threads)
     held = load_file(Path(trained.output) / "model.safetensors")
@@ -95,7 +99,7 @@ def test_a_finished_training_leaves_a_whole_record_and_nothing_else(trained: bas
     made = json.loads((folder / "model.json").read_text())
     assert made == trained.record
     assert (made["architecture"], made["classes"], made["image_size"]) == ("resnet18", ["above", "below"], 32)
-    assert (made["from_scratch"], made["pretrained"], made["epochs"]) == (True, None, 2)
+    assert (made["from_scratch"], made["pretrained"], made["epochs"]) == (True, None, EPOCHS)
     assert made["rows"]["unreadable"] == {"undecodable": 1}
     assert made["rows"]["train"] + made["rows"]["eval"] == COUNT - 1
     assert made["hardware"]["device"] == "cpu"
@@ -106,10 +110,10 @@ def test_a_finished_training_leaves_a_whole_record_and_nothing_else(trained: bas
     assert by_subset["eval"]
     assert not by_subset["train"] & by_subset["eval"]
     history = json.loads((folder / "history.json").read_text())
-    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
     assert set(history[0]) == {"epoch", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "seconds"}
     assert history[1]["train_loss"] < history[0]["train_loss"]
-    assert made["accuracy"]["eval"] == history[1]["eval_accuracy"]
+    assert made["accuracy"]["eval"] == history[-1]["eval_accuracy"]
     assert record.load(str(folder), ["below"]).fingerprint == made["model_fingerprint"]
     text = said.of_training(trained)
     assert "1 undecodable" in text
@@ -125,8 +129,8 @@ def test_a_finished_training_is_not_done_again_and_another_is_refused(
     assert not again.trained
     assert again.record == trained.record
     assert silent.notes == ["trained already with these photographs and settings; nothing to do"]
-    with pytest.raises(ConfigurationError, match=r"holds a training with epochs 2 instead of 3; give another folder"):
-        baseline.run(_config(manifest, output, epochs=3), silent)
+    with pytest.raises(ConfigurationError, match=r"holds a training with epochs 3 instead of 4; give another folder"):
+        baseline.run(_config(manifest, output, epochs=4), silent)
     with pytest.raises(ConfigurationError, match="holds a training with other photographs or labels"):
         baseline.run(_config(manifest, output, limit=40), silent)
     assert (output / "model.json").stat().st_mtime_ns == before
