@@ -37,6 +37,9 @@ VERBS = (
     "calibrate",
     "gate",
     "report",
+    "study",
+    "subsets",
+    "plan study",
     "demo",
 )
 
