@@ -1,6 +1,7 @@
 """A verb's options made from its configuration: each key is a flag, and says about itself what the model says."""
 
 import inspect
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,9 @@ def _parameter(key: str, field: FieldInfo) -> inspect.Parameter:
     kind = _without_none(field.annotation)
     flag = "--" + key.replace("_", "-")
     said = field.description or key
-    text = said[0].upper() + said[1:]
+    # Values stand as they are written: "auto: ...", "gate.json, or ...".
+    literal = re.match(r"[\w.]+(:|,)|\w+\.\w", said)
+    text = said if literal else said[0].upper() + said[1:]
     default = field.default
     shown = "" if field.is_required() or default in (None, False, ()) or callable(default) else f" (default {default})"
     if kind is bool:

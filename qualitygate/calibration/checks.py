@@ -112,9 +112,9 @@ def check_scores(database: "duckdb.DuckDBPyConnection", scores: Source, methods:
             f"count(*) FILTER (isnan({number}) OR isinf({number})) FROM {identifier(scores.view)}"
         ).fetchall()[0]
         if words:
-            problems.append(f"{words} values of {method} are no numbers")
+            problems.append(f"{words} scores of {method} aren't numbers")
         if strange:
-            problems.append(f"{strange} values of {method} are NaN or infinite")
+            problems.append(f"{method} is NaN or infinite in {strange} rows")
     if wrong := [problem for problem in problems if problem]:
         raise ConfigurationError(
             f"{scores.name}: {'; '.join(wrong)}; give each photograph one row, and leave a score that failed empty "

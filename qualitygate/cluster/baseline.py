@@ -61,6 +61,8 @@ def run(config: BaselineConfig, progress: Progress) -> Result:
         raise ConfigurationError("--weights and --from-scratch contradict each other; give one of them")
     photographs = data.labelled(config.input, limit=config.limit)
     classes = data.classes_of(photographs["label"].to_pylist())
+    # What is wrong with the column is said before Ray starts and photographs are decoded.
+    data.given_split(photographs)
     plan = _plan(config, photographs)
     if (result := _finished(output, plan, progress, started)) is not None:
         return result

@@ -47,7 +47,8 @@ def of_run(result: calibrate.Result) -> str:
     if result.refusal:
         parts.append(f"THE GATE CAN'T DECIDE: {result.refusal}")
     where = storage.join(result.output, "gate.json")
-    parts.append(f"gate {result.gate.id}: {where}; 'qualitygate gate --scores ... --gate {where}' applies it")
+    applied = "" if result.refusal else f"; 'qualitygate gate --scores ... --gate {where}' applies it"
+    parts.append(f"gate {result.gate.id}: {where}{applied}")
     return _rendered(*parts)
 
 

@@ -187,17 +187,18 @@ def split(photographs: pa.Table, *, fraction: float, seed: int) -> Split:
     """
     labels = np.array(photographs["label"].to_pylist(), dtype=object)
     classes_of(labels.tolist())
-    given = photographs["split"]
-    if given.null_count < photographs.num_rows:
-        found = _given_split(photographs)
-    else:
+    found = given_split(photographs)
+    if found is None:
         found = _drawn_split(photographs, labels, fraction, seed)
     _check_classes(labels, found)
     return found
 
 
-def _given_split(photographs: pa.Table) -> Split:
+def given_split(photographs: pa.Table) -> Split | None:
+    """The split that the column `split` gives, None where it is empty; ConfigurationError as `split` says."""
     column = photographs["split"]
+    if column.null_count == photographs.num_rows:
+        return None
     values = Counter(column.to_pylist())
     wrong = {value: count for value, count in values.items() if value not in SUBSETS}
     if wrong or set(values) != set(SUBSETS):

@@ -199,6 +199,8 @@ def load(
             )
         if record is not None:
             return _recorded(folder, record, labels, architecture, classes, image_size)
+    if not storage.exists(place):
+        raise ConfigurationError(f"--weights {storage.redact(place)!r} doesn't exist; check the path")
     if architecture is None:
         raise ConfigurationError(
             f"--weights {storage.redact(place)!r} doesn't say which network it is for; name it with --architecture, "

@@ -196,7 +196,7 @@ def test_bad_scores_are_refused(config: Callable[..., GateConfig]) -> None:
     _refused(config(_scores().drop_columns(["wavs"])), "lacks the column wavs", "lapv")
     twice = _scores(2, image_id=["a", "a"])
     _refused(config(twice), "stands more than once: 'a' (2 times)")
-    _refused(config(_scores(3, lapv=[np.nan, 1.0, 2.0])), "1 values of lapv are NaN")
+    _refused(config(_scores(3, lapv=[np.nan, 1.0, 2.0])), "lapv is NaN or infinite in 1 rows")
     _refused(config(_scores(0)), "has no rows")
 
 

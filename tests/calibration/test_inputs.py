@@ -243,8 +243,8 @@ def test_bad_predictions_are_named_with_counts_and_remedy(
     ("scores", "words"),
     [
         ({"image_id": ["p01", *IDS[1:]]}, ["stands more than once: 'p01' (2 times)"]),
-        ({"lapv": [np.nan, np.inf, *range(18)]}, ["2 values of lapv are NaN or infinite", "(null)"]),
-        ({"lapv": ["sharp"] + ["1"] * 19}, ["1 values of lapv are no numbers"]),
+        ({"lapv": [np.nan, np.inf, *range(18)]}, ["lapv is NaN or infinite in 2 rows", "(null)"]),
+        ({"lapv": ["sharp"] + ["1"] * 19}, ["1 scores of lapv aren't numbers"]),
         ({"lapv": pa.nulls(20, pa.float64())}, ["no single score of lapv"]),
         (
             {"lapv_fingerprint": ["aaa"] * 12 + ["bbb"] * 8},

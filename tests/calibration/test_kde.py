@@ -69,6 +69,8 @@ def test_a_density_is_scipys(rule: str) -> None:
     places = np.linspace(-4, 4, 50)
     density = Density(values, rule)  # type: ignore[arg-type]
     assert np.allclose(density(places), gaussian_kde(values, bw_method=rule)(places), rtol=1e-10)
+    far = np.asarray([-300.0, 4000.0])
+    assert np.allclose(density.log(far), gaussian_kde(values, bw_method=rule).logpdf(far), rtol=1e-10)
     assert density.bandwidth == pytest.approx(np.sqrt(gaussian_kde(values, bw_method=rule).covariance[0, 0]))
 
 
