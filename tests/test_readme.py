@@ -52,7 +52,7 @@ def test_every_verb_runs(verb: str) -> None:
 
 def test_every_flag_named_is_a_key() -> None:
     section = README.split("## Score your own photographs")[1].split("## What you get")[0]
-    flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", section)}
+    flags = {flag.removeprefix("no-").replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", section)}
     models = [value for value in vars(config).values() if isinstance(value, type) and hasattr(value, "model_fields")]
     known = {field for model in models for field in model.model_fields}
     assert flags <= known | {"config", "json", "working_dir", "name", "count", "size"}
