@@ -180,7 +180,8 @@ def _notes(found: Inputs, fits: Mapping[str, Fit], plan: heldout.Plan | None, al
     if found.untrained:
         notes.append(f"{', '.join(found.untrained)}: UNTRAINED networks, whose scores mean nothing")
     for fit in fits.values():
-        notes += fit.notes
+        # Where there is no cut-off, how it was picked among crossings is no news.
+        notes += fit.notes if fit.status == "ok" else ()
     if plan is None:
         notes.append("all wrong (or all right) predictions lie in one group: nothing can be held out")
     elif plan.note:

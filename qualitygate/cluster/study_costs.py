@@ -47,7 +47,7 @@ def estimate(config: StudyPlanConfig) -> dict[str, Any]:
         "steps": sum(one.steps for one in study.runs),
         "gpu_minutes": minutes,
         "gpu_basis": f"rates measured at {_RATE_PIXELS} px, scaled by area" * (config.image_size != _RATE_PIXELS)
-        or "measured rates",
+        or "assumed rates (bare model steps measured on one, not this code)",
         "without_rate": unknown,
         "cpu_rates": rates,
         "cpu_hours": _cpu_hours(study, rates, cores) if rates else None,

@@ -30,7 +30,7 @@ def of_training(result: Any) -> str:
     ]
     if rows["unreadable"]:
         lines.insert(1, f"left out: {_counted(rows['unreadable'])}")
-    lines.append(f"next:  qualitygate predict --weights {result.output} --input OTHER-PHOTOGRAPHS --output DIR")
+    lines.append(f"next:  qualitygate predict --weights {result.output} --input LABELLED-MANIFEST --output DIR")
     return summary._rendered(_epochs(result.history), *lines)
 
 
