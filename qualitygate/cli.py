@@ -353,7 +353,7 @@ def demo(
     count: Annotated[int, typer.Option(help="Labelled photographs to render.")] = 500,
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 256,
 ) -> None:
-    """The whole method on rendered photographs: score, train, calibrate, gate, report."""
+    """The whole method on rendered photographs: score, train, calibrate, gate, study, report."""
     from qualitygate import demonstration
 
     demonstration.run(output, count=count, size=size, write=_say)

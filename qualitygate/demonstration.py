@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from qualitygate.calibration import apply, calibrate
-from qualitygate.cluster import baseline, prediction, robustness, scoring, session
+from qualitygate.cluster import baseline, prediction, robustness, scoring, session, study
 from qualitygate.config import (
     BaselineConfig,
     CalibrateConfig,
@@ -20,12 +20,14 @@ from qualitygate.config import (
     ReportConfig,
     RobustnessConfig,
     ScoreConfig,
+    StudyConfig,
 )
 from qualitygate.images import printed_codes
 from qualitygate.report import calibration as said_of_gate
 from qualitygate.report import classifier as said_of_classifier
 from qualitygate.report import page, progress, summary
 from qualitygate.report import robustness as said_of_robustness
+from qualitygate.report import study as said_of_study
 from qualitygate.tables import scores
 from qualitygate.tables.sql import connect, literal
 
@@ -57,7 +59,7 @@ def run(output: Path, *, count: int, size: int, write: Callable[[str], Any]) -> 
     """Fill `output` with photographs, scores, a classifier, a gate and a report; a second run does what is missing."""
     started = time.monotonic()
     folders = {name: output / name for name in ("photographs", "series", "training")}
-    results, steps = output / "results", {name: str(output / name) for name in ("robustness", "baseline")}
+    results, steps = output / "results", {name: str(output / name) for name in ("robustness", "baseline", "study")}
     predictions, made, decided = (str(output / name) for name in ("predictions", "gate", "decisions"))
     bar = progress.for_stream
 
@@ -91,21 +93,41 @@ def run(output: Path, *, count: int, size: int, write: Callable[[str], Any]) -> 
         write("\n5. Asking it about the labelled photographs\n")
         asked = PredictConfig(input=str(labelled), output=predictions, weights=steps["baseline"], device="cpu")
         write(said_of_classifier.of_prediction(prediction.run(asked, bar("photographs"))))
-    write("\n6. Where the line is\n")
-    calibration = CalibrateConfig(
-        scores=str(results),
-        predictions=predictions,
-        output=made,
-        methods="classical",
-        robustness=steps["robustness"],
-    )
-    write(said_of_gate.of_run(calibrate.run(calibration, bar("steps"))))
-    write("\n7. Applying it\n")
-    write(said_of_gate.of_gate(apply.run(GateConfig(scores=str(results), gate=made, output=decided))))
-    write(_of_truth(truth(Path(decided), Path(predictions), labelled)))
+        write("\n6. Where the line is\n")
+        calibration = CalibrateConfig(
+            scores=str(results),
+            predictions=predictions,
+            output=made,
+            methods="classical",
+            robustness=steps["robustness"],
+        )
+        write(said_of_gate.of_run(calibrate.run(calibration, bar("steps"))))
+        write("\n7. Applying it\n")
+        write(said_of_gate.of_gate(apply.run(GateConfig(scores=str(results), gate=made, output=decided))))
+        write(_of_truth(truth(Path(decided), Path(predictions), labelled)))
+        write("\n8. Does it pay to train on what passes? The same classifier, trained further on parts of them\n")
+        # Networks that start from what step 4 learnt, as the paper's start from ImageNet: from nothing, so few
+        # photographs teach them nothing.
+        studied = StudyConfig(
+            manifest=str(labelled),
+            scores=str(results),
+            gate=made,
+            output=steps["study"],
+            architectures=("resnet18",),
+            weights=steps["baseline"],
+            seeds=3,
+            epochs=3,
+            learning_rate=5e-4,
+            batch_size=16,
+            augment=False,
+            image_size=64,
+            removed=(0.0, 30.0),
+            device="cpu",
+        )
+        write(said_of_study.of_run(study.run(studied, bar("runs"))))
     report = page.write(
         ReportConfig(
-            input=(str(results), steps["robustness"], steps["baseline"], predictions, made, decided),
+            input=(str(results), *steps.values(), predictions, made, decided),
             output=str(output / "report.html"),
             title="Printed codes: which photographs are good enough?",
         )
@@ -115,6 +137,7 @@ def run(output: Path, *, count: int, size: int, write: Callable[[str], Any]) -> 
         f"   scores    {results / 'scores'} ({_command()} export --input {results} --output scores.csv)\n"
         f"   gate      {Path(made) / 'gate.json'}\n"
         f"   accepted  {Path(decided) / 'accepted.parquet'}\n"
+        f"   study     {Path(steps['study']) / 'verdicts.md'}\n"
         f"   look at   {report}\n"
     )
 

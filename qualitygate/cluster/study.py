@@ -135,7 +135,7 @@ def _check(config: StudyConfig) -> None:
 def _weights(config: StudyConfig) -> Weights:
     if config.from_scratch:
         return Weights(sha256=dict.fromkeys(config.architectures), place=None)
-    if config.weights is not None and len(config.architectures) > 1 and not storage.is_folder(config.weights):
+    if config.weights is not None and len(config.architectures) > 1 and not _of_several(config.weights):
         raise ConfigurationError(
             f"--weights {storage.redact(config.weights)!r} is no folder, but there are {len(config.architectures)} "
             "architectures; give the folder that holds the parameters of each, or --from-scratch"
@@ -144,6 +144,11 @@ def _weights(config: StudyConfig) -> Weights:
         sha256={name: record.pretrained(name, config.weights)[1]["sha256"] for name in config.architectures},
         place=config.weights,
     )
+
+
+def _of_several(place: str) -> bool:
+    """Whether a folder may hold the parameters of more than one architecture: a trained classifier's doesn't."""
+    return storage.is_folder(place) and not storage.exists(storage.join(place, record.RECORD))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from qualitygate.config import GateConfig, StudyConfig, SubsetsConfig
 from qualitygate.errors import ConfigurationError, Failure
 from qualitygate.tables import storage
 from qualitygate.tables.sql import connect
-from qualitygate.training import data
+from qualitygate.training import data, record
 from qualitygate.training import pool as pools
 from qualitygate.training.pool import Direction, Pool
 from qualitygate.training.sampling import CONTROLS, Sampling
@@ -160,9 +160,18 @@ class Pixels:
 
 
 def pool_of(
-    config: SubsetsConfig, inputs: Inputs, cluster: session.Cluster, image_size: int, progress: Progress
+    config: SubsetsConfig,
+    inputs: Inputs,
+    cluster: session.Cluster,
+    image_size: int,
+    progress: Progress,
+    *,
+    seen: str | None = None,
 ) -> tuple[Pool, Pixels, list[str]]:
-    """The photographs that can be read, as a pool, and their pixels."""
+    """The photographs that can be read, as a pool, and their pixels.
+
+    seen: where the ids are that the parameters to start from were trained on; ConfigurationError if any is here.
+    """
     from qualitygate.cluster import photographs as decoding
 
     started = time.monotonic()
@@ -170,11 +179,23 @@ def pool_of(
     progress.note(f"decoded {len(decoded.rows):,} photographs in {time.monotonic() - started:.1f} s")
     failures = tuple(failure for _, failure in decoded.failures)
     table, messages = readable(inputs, decoded.rows, decoded.sha256, failures, config.on_unreadable)
+    _refuse_seen(table, seen)
     pool = pools.prepare(table, inputs.methods)
     # The pool is in the order of ids, the pixels in the manifest's.
     lies = {image_id: row for row, image_id in enumerate(table["image_id"].to_pylist())}
     place = np.array([lies[image_id] for image_id in pool.image_id], dtype=np.int64)
     return pool, Pixels(chunks=decoded.chunks, place=place), [*inputs.messages, *messages]
+
+
+def _refuse_seen(table: pa.Table, ids: str | None) -> None:
+    if "group" not in table.column_names:
+        table = table.append_column("group", table["image_id"])
+    found = pc.sum(record.trained_on(ids, table).cast(pa.int64())).as_py()
+    if found:
+        raise ConfigurationError(
+            f"--weights were trained on {found:,} of these photographs, or on others of their groups "
+            f"({storage.redact(ids or '')!r}), so a test on them would be none; start from others, or leave these out"
+        )
 
 
 def design(config: StudyConfig, weights: dict[str, str | None], *, on_gpu: bool) -> Design:

@@ -53,6 +53,11 @@ class Weights:
     sha256: dict[str, str | None]
     place: str | None
 
+    @property
+    def seen(self) -> str | None:
+        """Where the ids are that these parameters were trained on, if that is known."""
+        return record.ids_beside(self.place)
+
     def state(self, architecture: str) -> dict[str, Any]:
         """NumPy arrays, which workers of a node share."""
         state, _ = record.pretrained(architecture, self.place)
@@ -85,7 +90,9 @@ def trained(
 
     with times.stage("decoding"):
         group = _group(config, cluster, progress)
-        pool, pixels, messages = study_inputs.pool_of(config, inputs, cluster, config.image_size, progress)
+        pool, pixels, messages = study_inputs.pool_of(
+            config, inputs, cluster, config.image_size, progress, seen=weights.seen
+        )
     with times.stage("planning"):
         plan = study_plan.plan(pool, study_inputs.design(config, weights.sha256, on_gpu=group.gpus_per_worker > 0))
         said = tuple(dict.fromkeys([*messages, *plan.messages]))

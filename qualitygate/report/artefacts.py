@@ -18,14 +18,21 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=records.Record)
 
 # Main record -> (the verb that writes it, its format's name where it has one).
-KNOWN: Mapping[str, tuple[str, str | None]] = {
+KNOWN: dict[str, tuple[str, str | None]] = {
     "gate.json": ("calibrate", "qualitygate-gate"),
     "robustness.json": ("robustness", "qualitygate-robustness"),
     "_gate_stats.json": ("gate", None),
     "_stats.json": ("score", None),
     "prediction.json": ("predict", "qualitygate-prediction"),
     "model.json": ("train-baseline", "qualitygate-classifier"),
+    "study.json": ("study", "qualitygate-study"),
 }
+# Records beside a main one: whose they are.
+_BESIDE: dict[str, tuple[str, str | None]] = {
+    "calibration.json": ("calibrate", "qualitygate-calibration"),
+    "verdicts.json": ("study", "qualitygate-verdicts"),
+}
+_VERBS = "calibrate, robustness, gate, score, predict or study"
 VERSION = 1
 _MONTAGE_BYTES = 64 << 20
 
@@ -53,6 +60,15 @@ class Robustness:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What 'study' found. runs: its finished runs, a dictionary each."""
+
+    record: records.StudyRecord
+    verdicts: records.Verdicts
+    runs: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artefacts:
     """All that one page tells of; None for what wasn't given. folders, configs: by verb."""
 
@@ -62,6 +78,7 @@ class Artefacts:
     scoring: records.ScoringStats | None = None
     prediction: records.PredictionRecord | None = None
     model: records.ModelRecord | None = None
+    study: Study | None = None
     folders: Mapping[str, str]
     configs: Mapping[str, str]
 
@@ -91,6 +108,8 @@ def read(inputs: Sequence[str]) -> Artefacts:
         found["calibration"] = _calibration(folder)
     if folder := folders.get("robustness"):
         found["robustness"] = _robustness(folder)
+    if folder := folders.get("study"):
+        found["study"] = _study(folder)
     for key, verb, name, model in (
         ("decisions", "gate", "_gate_stats.json", records.GateStats),
         ("scoring", "score", "_stats.json", records.ScoringStats),
@@ -133,7 +152,7 @@ def _verbs(folder: str) -> list[str]:
 def _nothing(folder: str) -> str:
     shown = repr(storage.redact(folder))
     if not storage.exists(folder):
-        return f"--input {shown} doesn't exist; give the output folder of calibrate, robustness, gate, score or predict"
+        return f"--input {shown} doesn't exist; give the output folder of {_VERBS}"
     if not storage.is_folder(folder):
         return f"--input {shown} is no folder; give the folder that a verb wrote, not a file of it"
     if storage.exists(storage.join(folder, "calibration.json")):
@@ -142,7 +161,7 @@ def _nothing(folder: str) -> str:
     hint = (
         f"; did you mean {' and '.join(repr(storage.join(storage.redact(folder), name)) for name in below[:6])}?"
         if below
-        else "; give the output folder of calibrate, robustness, gate, score or predict"
+        else f"; give the output folder of {_VERBS}"
     )
     return f"--input {shown} holds none of {', '.join(KNOWN)}{hint}"
 
@@ -162,7 +181,7 @@ def _where(folder: str, name: str) -> str:
 
 def _record(folder: str, name: str, model: type[R]) -> R:
     data = _bytes(folder, name)
-    verb, format_name = KNOWN.get(name, ("calibrate", "qualitygate-calibration"))
+    verb, format_name = (KNOWN | _BESIDE)[name]
     remedy = f"run 'qualitygate {verb}' again"
     if data is None:
         raise ConfigurationError(f"{_where(folder, name)} isn't there, so that run didn't finish; {remedy}")
@@ -210,6 +229,18 @@ def _robustness(folder: str) -> Robustness:
         montage = None
     columns = ("sample", "nuisance", "step", "parameter", "metric", "value")
     return Robustness(record=record, montage=montage, values=_table(folder, "robustness.parquet", columns))
+
+
+def _study(folder: str) -> Study:
+    from qualitygate.training import results
+
+    record = _record(folder, "study.json", records.StudyRecord)
+    verdicts = _record(folder, "verdicts.json", records.Verdicts)
+    return Study(
+        record=record,
+        verdicts=verdicts,
+        runs=results.finished(results.read_runs(storage.join(folder, "runs.parquet"))),
+    )
 
 
 def _table(folder: str, name: str, needed: Sequence[str]) -> "pa.Table | None":

@@ -63,6 +63,19 @@ def of(artefacts: Artefacts) -> list[tuple[str, Lines]]:
         ]
         found.append(("Classifier's training", lines))
         versions["train-baseline"] = model.versions
+    if artefacts.study:
+        study = artefacts.study.record
+        lines = [
+            ("created", text(study.created)),
+            ("gate", text(study.gate_id)),
+            ("photographs", wording.count(study.photographs)),
+            ("workers", text(study.workers)),
+            ("seconds", text(study.seconds)),
+        ]
+        found.append(("Training study", lines))
+        versions["study"] = study.versions
+        if "study" not in artefacts.configs:
+            found.append(("Study's settings", pairs(study.design)))
     found.append(("Versions", _versions(versions)))
     return [(title, lines) for title, lines in found if lines]
 

@@ -357,3 +357,64 @@ class ModelRecord(Record):
     rows: Any = None
     hardware: Any = None
     versions: dict[str, Any] = Field(default_factory=dict)
+
+
+class StudyRuns(Record):
+    planned: int
+    finished: int
+    failed: int = 0
+    reused: int = 0
+
+
+class StudyRecord(Record):
+    """study.json"""
+
+    created: str | None = None
+    gate_id: str | None = None
+    photographs: int = 0
+    runs: StudyRuns
+    design: dict[str, Any] = Field(default_factory=dict)
+    messages: list[str] = Field(default_factory=list)
+    workers: int | None = None
+    seconds: dict[str, float | None] = Field(default_factory=dict)
+    training_seconds_of_all_runs: float | None = None
+    versions: dict[str, Any] = Field(default_factory=dict)
+
+
+class Contrasted(Record):
+    """A paired difference: a share, or nats."""
+
+    mean: float | None = None
+    interval: Interval = None
+    bootstrap: Interval = None
+    p_holm: float | None = None
+
+
+class Part(Record):
+    """One architecture or level of a claim."""
+
+    subject: str
+    verdict: str
+    sentence: str = ""
+    difference: Contrasted
+    paper_difference: float | None = None
+
+
+class Verdict(Record):
+    """A claim, by one measure."""
+
+    topic: str
+    measure: str
+    text: str
+    source: str
+    verdict: str
+    sentence: str = ""
+    note: str = ""
+    parts: list[Part] = Field(default_factory=list)
+
+
+class Verdicts(Record):
+    """verdicts.json"""
+
+    caveats: list[str] = Field(default_factory=list)
+    verdicts: list[Verdict] = Field(default_factory=list)

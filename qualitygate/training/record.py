@@ -339,8 +339,8 @@ def read_tensors(place: str) -> "tuple[dict[str, Tensor], str]":
 def pretrained(architecture: str, place: str | None) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """(parameters to start from, their name and sha256): published ones, verified, or a file of the user's own.
 
-    place: what `--weights` says: a name of weights.yaml, a file, a folder that holds the published one, or a URI; None
-        for the architecture's own.
+    place: what `--weights` says: a name of weights.yaml, a file, the folder of a `train-baseline`, one that holds the
+        published file, or a URI; None for the architecture's own.
 
     Raises ConfigurationError with the remedy where they can't be had.
     """
@@ -353,9 +353,9 @@ def pretrained(architecture: str, place: str | None) -> "tuple[dict[str, Tensor]
                 f"--weights {storage.redact(place)!r} is neither a file or folder nor a name of 'qualitygate weights "
                 "list'"
             )
-        if not storage.is_folder(place):
-            state, sha256 = read_tensors(place)
-            return state, {"name": storage.redact(place), "sha256": sha256}
+        if (file := _file_of_ones_own(place)) is not None:
+            state, sha256 = read_tensors(file)
+            return state, {"name": storage.redact(file), "sha256": sha256}
     if entry is None:
         raise ConfigurationError(
             f"no published weights of {architecture} are known here; name a file with --weights, or use --from-scratch"
@@ -367,7 +367,25 @@ def pretrained(architecture: str, place: str | None) -> "tuple[dict[str, Tensor]
     return tensors, {"name": entry, "sha256": found.sha256}
 
 
+def _file_of_ones_own(place: str) -> str | None:
+    """The file itself, or the model of a `train-baseline`; None for any other folder."""
+    if not storage.is_folder(place):
+        return place
+    return storage.join(place, MODEL) if storage.exists(storage.join(place, RECORD)) else None
+
+
 # ---- who was trained on ------------------------------------------------------------------------------------
+
+
+def ids_beside(place: str | None) -> str | None:
+    """Where the training ids of a classifier lie, by what `--weights` says of it; None where there are none."""
+    if place is None or place in weights_manifest.manifest():
+        return None
+    file = _file_of_ones_own(place)
+    if file is None or not file.endswith(MODEL):
+        return None
+    ids = file.removesuffix(MODEL) + IDS
+    return ids if storage.exists(ids) else None
 
 
 def trained_on(ids: str | None, rows: pa.Table) -> pa.Array:

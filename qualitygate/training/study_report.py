@@ -28,7 +28,7 @@ WORDS = {
     "brier": "Brier",
     "ece": "ECE",
 }
-_KINDS = {
+KINDS = {
     "high": "High-quality",
     "all": "All-quality",
     "balanced": "control: classes as high-quality",
@@ -73,7 +73,7 @@ def _lost(rows: Iterable[Mapping[str, Any]], table: str) -> int:
 Cells = dict[tuple[str, str, float], list[Mapping[str, Any]]]
 
 
-def _cells(rows: Iterable[Mapping[str, Any]], table: str) -> Cells:
+def cells_of(rows: Iterable[Mapping[str, Any]], table: str) -> Cells:
     """Run rows by architecture, kind and level, in the paper's order."""
     kinds = _TABLES[table]
     found: Cells = {}
@@ -86,13 +86,13 @@ def _cells(rows: Iterable[Mapping[str, Any]], table: str) -> Cells:
 
 def table2_markdown(rows: Sequence[Mapping[str, Any]], failed: int = 0) -> str:
     """`table2.md`: high- against all-quality training beside the paper's, then better measures and other test sets."""
-    cells = _cells(rows, "table2")
+    cells = cells_of(rows, "table2")
     return _page("Table 2: training on high- and on all-quality photographs", "table2", cells, failed)
 
 
 def table3_markdown(rows: Sequence[Mapping[str, Any]], failed: int = 0) -> str:
     """`table3.md`: percentages of the lowest quality removed before training, beside the paper's."""
-    cells = _cells(rows, "table3")
+    cells = cells_of(rows, "table3")
     return _page("Table 3: training after the lowest quality was removed", "table3", cells, failed)
 
 
@@ -163,7 +163,7 @@ def _paper_table(cells: Cells, table: str) -> str:
         lines.append(
             [
                 *_set_cells(cell, table),
-                *(_shown(rows, "high", measure, bold=(cell, measure) in best) for measure in ("accuracy", "auc")),
+                *(shown_spread(rows, "high", measure, bold=(cell, measure) in best) for measure in ("accuracy", "auc")),
                 *(_reported(getattr(theirs, measure) if theirs else None) for measure in ("accuracy", "auc")),
                 _ranged([row["train_rows"] or 0 for row in rows]),
                 str(len(rows)),
@@ -176,7 +176,7 @@ def _measure_table(cells: Cells, test: str, measures: Sequence[str]) -> str:
     table = "table3" if next(iter(cells))[1] in _TABLES["table3"] else "table2"
     heads = ["model", *_set_heads(table), *(WORDS[measure] for measure in measures)]
     lines = [
-        [*_set_cells(cell, table), *(_shown(rows, test, measure) for measure in measures)]
+        [*_set_cells(cell, table), *(shown_spread(rows, test, measure) for measure in measures)]
         for cell, rows in cells.items()
     ]
     return grid(heads, lines)
@@ -188,7 +188,7 @@ def _set_heads(table: str) -> list[str]:
 
 def _set_cells(cell: tuple[str, str, float], table: str) -> list[str]:
     architecture, kind, removed = cell
-    return [paper.spelt(architecture), *([f"{removed:g}"] if table == "table3" else []), _KINDS[kind]]
+    return [paper.spelt(architecture), *([f"{removed:g}"] if table == "table3" else []), KINDS[kind]]
 
 
 def _best(cells: Cells) -> set[tuple[tuple[str, str, float], str]]:
@@ -198,14 +198,15 @@ def _best(cells: Cells) -> set[tuple[tuple[str, str, float], str]]:
         means: dict[str, dict[tuple[str, str, float], float]] = {}
         for cell, rows in cells.items():
             mean, _ = spread([row[measure] for row in rows])
-            if mean is not None and not _KINDS[cell[1]].startswith("control"):
+            if mean is not None and not KINDS[cell[1]].startswith("control"):
                 means.setdefault(cell[0], {})[cell] = round(100 * mean, 1)
         for of_one in means.values():
             found |= {(cell, measure) for cell, mean in of_one.items() if mean == max(of_one.values())}
     return found
 
 
-def _shown(rows: Sequence[Mapping[str, Any]], test: str, measure: str, *, bold: bool = False) -> str:
+def shown_spread(rows: Sequence[Mapping[str, Any]], test: str, measure: str, *, bold: bool = False) -> str:
+    """Mean and deviation over runs as people read them; – where no run has the measure."""
     mean, sd = spread([row[column(test, measure)] for row in rows])
     if mean is None:
         return "–"
@@ -240,7 +241,7 @@ def table_csv(rows: Sequence[Mapping[str, Any]], table: str) -> str:
             "from_scratch",
         ]
     )
-    for cell, found in _cells(rows, table).items():
+    for cell, found in cells_of(rows, table).items():
         for test in TESTS:
             for measure in MEASURES:
                 values = [row[column(test, measure)] for row in found]

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from qualitygate.metrics import weights_manifest
 from qualitygate.training import paper
 from qualitygate.training.claims import Claim, Question, Study, claims
 from qualitygate.training.measures import SHARES
@@ -289,6 +290,12 @@ def _caveats(runs: pa.Table, rows: Sequence[Mapping[str, Any]], bare: set[str] |
             f"{scratch:,} of {len(rows):,} runs start from random parameters; the paper's start from ImageNet's, "
             "and its claims are about such models."
         )
+    own = sum(row["weights_sha256"] is not None and not _of_imagenet(row) for row in rows)
+    if own:
+        found.append(
+            f"{own:,} of {len(rows):,} runs start from parameters other than ImageNet's as published; the paper's "
+            "start from those."
+        )
     epochs = sorted({row["epochs"] for row in rows if row["epochs"] is not None})
     if epochs and epochs[0] < paper.EPOCHS:
         found.append(f"Trained for {epochs[0]} epochs, the paper for {paper.EPOCHS}: models may not have settled.")
@@ -326,6 +333,13 @@ def _caveats(runs: pa.Table, rows: Sequence[Mapping[str, Any]], bare: set[str] |
             "No bootstrap over test photographs: the intervals leave out that other photographs could be tested."
         )
     return found
+
+
+def _of_imagenet(row: Mapping[str, Any]) -> bool:
+    """Whether a run started from the published parameters of its architecture, by as much of their hash as is known."""
+    entry = weights_manifest.manifest().get(row["architecture"])
+    known = entry and (entry.sha256 or entry.sha256_prefix)
+    return bool(known) and row["weights_sha256"].startswith(known)
 
 
 def _power(count: int) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +65,36 @@ def trained(manifest: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessio
     return result
 
 
-def test_a_stopped_training_ends_with_the_bits_of_one_that_ran_through_without_ray(
-    manifest: Path, trained: baseline.Result
+def _straight(output: str, pixels: np.ndarray, labels: list[int], threads: int) -> dict[str, np.ndarray]:
+    """The same training by the bare loop: the parameters at its end."""
+    subsets = pq.read_table(Path(output) / "training_ids.parquet")["subset"].to_pylist()
+    train = np.flatnonzero([subset == "train" for subset in subsets])
+    recipe = loop.Recipe(epochs=EPOCHS, batch_size=8, learning_rate=1e-3)
+    torch.set_num_threads(threads)
+    photographs = loop.Photographs(pixels=torch.from_numpy(pixels.copy()), labels=torch.tensor(labels))
+    model = models.build("resnet18", 2, image_size=32, seed=0)
+    optimizer = loop.optimizer_of(model, recipe)
+    for epoch in range(EPOCHS):
+        loop.train_epoch(model, optimizer, photographs, train, recipe, epoch)
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def test_a_stopped_training_ends_with_the_bits_of_one_that_ran_through_without_ray_train(
+    manifest: Path, trained: baseline.Result, ray_session: Any
 ) -> None:
     rows = [row for row in data.labelled(str(manifest)).to_pylist() if row["image_id"] != "p005.png"]
     prepared = list(data.prepare(rows, 32))
     assert [one.failure for one in prepared if one.failure] == []
     pixels = np.stack([one.pixels for one in prepared if one.pixels is not None])
     labels = [labelled_photographs.LABELS.index(row["label"]) for row in rows]
-    photographs = loop.Photographs(pixels=torch.from_numpy(pixels), labels=torch.tensor(labels))
-    subsets = pq.read_table(Path(trained.output) / "training_ids.parquet")["subset"].to_pylist()
-    train = np.flatnonzero([subset == "train" for subset in subsets])
-    recipe = loop.Recipe(epochs=EPOCHS, batch_size=8, learning_rate=1e-3)
-    model = models.build("resnet18", 2, image_size=32, seed=0)
-    optimizer = loop.optimizer_of(model, recipe)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(trained.record["hardware"]["threads"])
-    for epoch in range(EPOCHS):
-        loop.train_epoch(model, optimizer, photographs, train, recipe, epoch)
-    torch.set_num_threads(threads)
+    # In a process whose threads don't spin while they wait: here they would, and stall Ray's on the same cores.
+    ray_session.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    straight = ray_session.remote(_straight).options(runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}})
+    threads = trained.record["hardware"]["threads"]
+    expected = ray_session.get(straight.remote(trained.output, pixels, labels, threads))
     held = load_file(Path(trained.output) / "model.safetensors")
-    assert all(torch.equal(held[name], value) for name, value in model.state_dict().items())
+    assert held.keys() == expected.keys()
+    assert all(np.array_equal(held[name].numpy(), value) for name, value in expected.items())
 
 
 def test_a_finished_training_leaves_a_whole_record_and_nothing_else(trained: baseline.Result) -> None:
