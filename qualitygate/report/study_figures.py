@@ -161,13 +161,21 @@ def _add_levels(
         return
     at = sorted(cells)
     means = [float(np.mean(cells[level])) for level in at]
-    halves = [_half(cells[level]) for level in at]
+    ends = [_interval(cells[level], mean) for level, mean in zip(at, means, strict=True)]
     label = f"{paper.spelt(name)}, {title}" if several else title
     figure.add_trace(
         go.Scatter(
             x=[level + shift + (0.5 if kind == "random" else 0.0) for level in at],
             y=means,
-            error_y={"type": "data", "array": halves, "color": LIGHT[colour], "thickness": 1.4, "width": 4},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [high - mean for (_, high), mean in zip(ends, means, strict=True)],
+                "arrayminus": [mean - low for (low, _), mean in zip(ends, means, strict=True)],
+                "color": LIGHT[colour],
+                "thickness": 1.4,
+                "width": 4,
+            },
             mode="lines+markers",
             name=wording.plotted(label, 60),
             legendgroup=f"{name} {kind}",
@@ -181,10 +189,10 @@ def _add_levels(
     )
 
 
-def _half(values: Sequence[float]) -> float:
-    """Half of the t interval over repetitions; 0 where there is none."""
+def _interval(values: Sequence[float], mean: float) -> tuple[float, float]:
+    """The t interval over repetitions, within what a share can be; the mean itself where there is none."""
     found = summary(values).get("interval")
-    return 0.0 if found is None else (found[1] - found[0]) / 2
+    return (mean, mean) if found is None else (max(0.0, found[0]), min(1.0, found[1]))
 
 
 def _add_paper(figure: go.Figure, names: Sequence[str], measure: str, column: int) -> None:
@@ -215,10 +223,10 @@ def _add_paper(figure: go.Figure, names: Sequence[str], measure: str, column: in
     )
 
 
-def differences(verdicts: Sequence[records.Verdict], topics: Sequence[str]) -> go.Figure | None:
+def differences(verdicts: Sequence[records.Verdict], topics: Mapping[str, str]) -> go.Figure | None:
     """Paired differences behind the verdicts, in points, with t and bootstrap intervals; right is as claimed.
 
-    topics: which claims, in order. Shares alone: log-loss has another unit.
+    topics: which claims, in order, each with what training is compared with. Shares alone: log-loss has another unit.
     """
     parts = [
         (verdict, part, 100 * part.difference.mean)
@@ -230,10 +238,13 @@ def differences(verdicts: Sequence[records.Verdict], topics: Sequence[str]) -> g
     ]
     if not parts:
         return None
-    labels = [f"{wording.plotted(part.subject)}, {WORDS[verdict.measure]}" for verdict, part, _ in parts]
+    labels = [
+        f"{wording.plotted(part.subject)} against {topics[verdict.topic]}: {WORDS[verdict.measure]}"
+        for verdict, part, _ in parts
+    ]
     figure = go.Figure()
     for title, role, name, width, size in (
-        ("bootstrap over test groups", "line-random", "bootstrap", 7, 0),
+        ("bootstrap over test groups", "line-random", "bootstrap", 7, 7),
         (f"t over repetitions, {LEVEL:.0%}", "line-gate", "interval", 2.4, 11),
     ):
         means = [mean for _, _, mean in parts]
@@ -244,7 +255,11 @@ def differences(verdicts: Sequence[records.Verdict], topics: Sequence[str]) -> g
                 y=list(range(len(parts))),
                 mode="markers",
                 name=title,
-                marker={"size": size or 1, "color": LIGHT[role], "symbol": "diamond", "opacity": 1 if size else 0},
+                marker={
+                    "size": size,
+                    "color": LIGHT[role],
+                    "symbol": "diamond" if role == "line-gate" else "square",
+                },
                 error_x={
                     "type": "data",
                     "symmetric": False,
@@ -252,11 +267,10 @@ def differences(verdicts: Sequence[records.Verdict], topics: Sequence[str]) -> g
                     "arrayminus": [mean - low for (low, _), mean in zip(ends, means, strict=True)],
                     "color": LIGHT[role],
                     "thickness": width,
-                    "width": 0 if not size else 5,
+                    "width": 5 if role == "line-gate" else 0,
                 },
                 customdata=[part.verdict for _, part, _ in parts],
                 hovertemplate="%{x:+.1f} points: %{customdata}<extra></extra>",
-                hoverinfo="skip" if not size else None,
             )
         )
     theirs = [(number, part.paper_difference) for number, (_, part, _) in enumerate(parts) if part.paper_difference]

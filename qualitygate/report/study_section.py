@@ -11,8 +11,13 @@ from qualitygate.training.study_report import KINDS, WORDS, cells_of, shown_spre
 
 _TONES = {"supported": "good", "contradicted": "bad", "inconclusive": "neutral", "not testable here": "neutral"}
 _MEASURES = ("accuracy", "auc", "balanced_accuracy", "log_loss")
-# The claims whose differences are drawn: the paper's headline, and what may explain it away.
-_DRAWN = ("table2-high", "control-balance", "control-full")
+# The claims whose differences are drawn, each with what high-quality training is compared with: the paper's headline,
+# and what may explain it away.
+_DRAWN = {
+    "table2-high": "all-quality",
+    "control-balance": "the same classes at random",
+    "control-full": "all photographs",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +33,14 @@ class Topic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableLine:
-    """One line of Table 2 or 3. values: mean ± deviation by measure; paper: (accuracy, AUC) or nothing."""
+    """One line of Table 2 or 3. values: mean ± deviation by measure, each with the paper's or nothing."""
 
     model: str
     trained_on: str
     control: bool
     runs: int
     photographs: str
-    values: Sequence[str]
-    paper: tuple[str, str] | None
+    values: Sequence[tuple[str, str]]
 
 
 def of(artefacts: Artefacts) -> dict[str, Any] | None:
@@ -106,12 +110,14 @@ def table(rows: Sequence[Mapping[str, Any]], name: str) -> list[TableLine]:
                 runs=len(found),
                 photographs=wording.count(sizes[0])
                 + ("" if sizes[0] == sizes[-1] else f" to {wording.count(sizes[-1])}"),
-                values=[shown_spread(found, "high", measure) for measure in _MEASURES],
-                paper=(_paper(theirs.accuracy), _paper(theirs.auc)) if theirs else None,
+                values=[
+                    (shown_spread(found, "high", measure), _paper(getattr(theirs, measure, None)))
+                    for measure in _MEASURES
+                ],
             )
         )
     return lines
 
 
-def _paper(found: paper.Reported) -> str:
-    return f"{found.mean:.1f} ± {found.sd:.1f}"
+def _paper(found: paper.Reported | None) -> str:
+    return "" if found is None else f"{found.mean:.1f} ± {found.sd:.1f}"

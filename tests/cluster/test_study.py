@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +25,7 @@ from qualitygate.cluster import study, study_costs
 from qualitygate.config import StudyConfig, StudyPlanConfig, SubsetsConfig, load
 from qualitygate.errors import ConfigurationError, QualityGateError
 from qualitygate.tables import storage
-from qualitygate.training import models
+from qualitygate.training import models, record
 from qualitygate.training.ledger import CHECKPOINTS, FOLDER, Ledger
 
 pytestmark = pytest.mark.cluster
@@ -339,6 +340,22 @@ def test_what_cant_be_done_is_said_in_one_line(
         study.run(StudyConfig(**{**given, "output": str(tmp_path), **SETTINGS, **more}), Silent())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "study.json").exists()
+
+
+def test_parameters_that_have_seen_the_photographs_are_refused(
+    ray_session: Any, given: dict[str, str], tmp_path: Path
+) -> None:
+    state = models.build("squeezenet1_1", 2, image_size=32, seed=7).state_dict()
+    for subset in ("eval", "train"):
+        ids = pa.table({"image_id": ["p003.png"], "group": ["other"], "sha256": ["0"], "subset": [subset]})
+        facts = {"architecture": "squeezenet1_1", "classes": ["above", "below"], "image_size": 32}
+        record.write(str(tmp_path / subset), state, ids.cast(record.IDS_SCHEMA), [], facts)
+    with pytest.raises(ConfigurationError, match=r"trained on 1 of these photographs, or on others of their groups"):
+        study.run(config(given, tmp_path / "out", weights=str(tmp_path / "train")), Silent())
+    fine = config(given, tmp_path / "out", weights=str(tmp_path / "eval"), epochs=1, seeds=1, kinds=("high",))
+    found = study.run(fine, Silent())
+    assert found.runs["status"].to_pylist() == ["ok"]
+    assert any("other than ImageNet's" in caveat for caveat in found.judgement.caveats)
 
 
 def test_a_folder_that_is_at_work_or_full_is_said(ray_session: Any, given: dict[str, str], tmp_path: Path) -> None:

@@ -10,6 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageFilter
 from scipy.stats import gaussian_kde, spearmanr
+from study_maker import invented_study
+
+from qualitygate.training import results, study_report
+from qualitygate.training.sampling import Sampling
+from qualitygate.training.verdicts import Judging, judge
 
 CREATED = "2026-01-02T03:04:05+00:00"
 LOWER = ("brisque", "niqe")
@@ -503,6 +508,32 @@ def prediction(folder: Path) -> Path:
             "versions": {"torch": "2.14.1"},
         },
     )
+    return folder
+
+
+def study(folder: Path, *, removed: Sequence[float] = (0, 30), **more: Any) -> Path:
+    """An invented study whose high-quality training is better, judged and written by the study's own code."""
+    sampling = Sampling(kinds=("high", "all", "varying", "random"), removed=tuple(removed), test_fraction=0.3)
+    strengths = {"high": 3.0, "all": 0.4, "varying": 2.0, "random": 1.0}
+    _, _, runs, predictions = invented_study(strengths, repetitions=4, sampling=sampling, **more)
+    folder.mkdir(parents=True)
+    results.write_runs(str(folder / "runs.parquet"), runs)
+    study_report.write(str(folder), runs, judge(runs, predictions, Judging(bootstrap=50)))
+    record = {
+        "format": "qualitygate-study",
+        "version": 1,
+        "created": CREATED,
+        "gate_id": "0" * 16,
+        "photographs": 240,
+        "runs": {"planned": runs.num_rows + 1, "finished": runs.num_rows, "failed": 1, "reused": 0},
+        "failed": [],
+        "design": {"architectures": ["resnet18"], "weights": {"resnet18": None}},
+        "messages": ["1 photograph can't be read & is left out"],
+        "workers": 2,
+        "seconds": {"total": 12.5, "start_up_of_workers": None},
+        "versions": {"torch": "2.14.1"},
+    }
+    write_json(folder / "study.json", record)
     return folder
 
 

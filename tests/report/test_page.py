@@ -99,6 +99,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "score": maker.scoring(folder / "scores"),
         "predict": maker.prediction(folder / "predictions"),
         "train-baseline": maker.training(folder / "model"),
+        "study": maker.study(folder / "study"),
     }
 
 
@@ -137,6 +138,7 @@ def test_the_whole_page_is_one_bounded_file_with_every_section(whole: tuple[byte
         "photographs",
         "coverage",
         "robustness",
+        "study",
         "agreement",
         "runs",
         "provenance",

@@ -199,6 +199,18 @@ def test_a_published_file_is_found_by_default_by_name_and_in_a_folder(
         assert torch.equal(tensors["fc.weight"], state["fc.weight"])
 
 
+def test_a_training_goes_on_from_the_folder_of_an_earlier_one(folder: Path, state: models.State) -> None:
+    digest = sha256((folder / record.MODEL).read_bytes()).hexdigest()
+    for place in (folder, folder / record.MODEL):
+        tensors, origin = record.pretrained("resnet18", str(place))
+        assert origin == {"name": str(folder / record.MODEL), "sha256": digest}
+        assert torch.equal(tensors["fc.weight"], state["fc.weight"])
+        assert record.ids_beside(str(place)) == str(folder / record.IDS)
+    assert record.ids_beside(None) is record.ids_beside("resnet18") is record.ids_beside(str(folder.parent)) is None
+    (folder / record.IDS).unlink()
+    assert record.ids_beside(str(folder)) is None
+
+
 def test_the_classifiers_in_the_list_of_weights_are_those_of_torchvision() -> None:
     import torchvision
 

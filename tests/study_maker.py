@@ -90,7 +90,13 @@ def predicted_rows(run: Run, study: StudyPlan, pool: Pool, strength: float) -> t
         on_tests=probabilities["tests"],
     )
     table = results.prediction_rows(run.run_id, pool, run.tests, probabilities["tests"], measured["threshold"])
-    return {**run.row(), **measured, "status": results.OK, "train_loss": [0.7, 0.5], "seconds": 1.0}, table
+    curves = {
+        "train_loss": [0.7, 0.5],
+        "train_accuracy": [0.5, 0.6],
+        "eval_loss": [0.8, 0.6 - 0.05 * strength],
+        "eval_accuracy": [0.5, 0.6 + 0.1 * random.random()],
+    }
+    return {**run.row(), **measured, **curves, "status": results.OK, "seconds": 1.0}, table
 
 
 def _guessed(pool: Pool, rows: Any, strength: float, random: np.random.Generator) -> Any:
