@@ -45,11 +45,16 @@ class Watched:
 
 
 def train(
-    study: Any, group: Group, progress: Progress, on_killer: Callable[[int, int], None], epochs: dict[int, int]
+    study: Any,
+    group: Group,
+    progress: Progress,
+    on_killer: Callable[[int, int, str | None], None],
+    epochs: dict[int, int],
 ) -> Watched:
     """Let the group work through the study's queue (study: a study_worker.Study).
 
-    on_killer: called with the number of a run whose worker died time and again, and how often.
+    on_killer: called with the number of a run whose worker died time and again, how often, and what it said first the
+        last time, if anything.
     epochs: of each run by its number, to tell the time left.
 
     Raises KeyboardInterrupt when stopped, QualityGateError where workers can't go on.
@@ -176,13 +181,14 @@ class _Listener:
 
     progress: Progress
     epochs: dict[int, int]
-    on_killer: Callable[[int, int], None]
+    on_killer: Callable[[int, int, str | None], None]
     workers: int
     seen: Watched = field(default_factory=Watched)
     fatal: str | None = None
     _started: float = field(default_factory=time.monotonic)
     _told: float = field(default_factory=time.monotonic)
     _running: dict[int, int] = field(default_factory=dict)
+    _errors: dict[int, str] = field(default_factory=dict)
     _seconds: float = 0.0
     _done: int = 0
 
@@ -205,6 +211,10 @@ class _Listener:
 
     def _hear_start(self, content: tuple[int, int]) -> None:
         self._running[content[0]] = 0
+        self._errors.pop(content[0], None)
+
+    def _hear_error(self, content: tuple[int, str]) -> None:
+        self._errors.setdefault(*content)
 
     def _hear_epoch(self, content: tuple[int, int, float]) -> None:
         number, done, seconds = content
@@ -219,7 +229,7 @@ class _Listener:
 
     def _hear_killer(self, content: tuple[int, int]) -> None:
         number, deaths = content
-        self.on_killer(number, deaths)
+        self.on_killer(number, deaths, self._errors.get(number))
         self._end(number, failed=True)
 
     def _hear_fatal(self, content: str) -> None:

@@ -230,8 +230,9 @@ def _on_group(
         queue=queue,
     )
 
-    def on_killer(number: int, deaths: int) -> None:
+    def on_killer(number: int, deaths: int, said: str | None) -> None:
         error = f"its worker died {deaths} times while it ran, at last with nothing else at work"
+        error += f": {said}" if said else ""
         ledger.write_failure({**missing[number].row(), **results.failed(error), "attempts": deaths})
         ledger.delete_checkpoint(missing[number].run_id)
 

@@ -156,7 +156,9 @@ def _one(
         raise
     except Exception as error:
         if share.world > 1 and not isinstance(error, QualityGateError):
-            # The other processes of this run wait for this one: only their end helps, and a new group.
+            # The other processes of this run wait for this one: only their end helps, and a new group. A process that
+            # merely lost its neighbour says so too, but later.
+            ask("tell", "error", (number, results.failed(_reason(error, study))["error"]))
             raise
         if rank == 0 or not study.together:
             ledger.write_failure(

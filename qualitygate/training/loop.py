@@ -4,6 +4,7 @@ Everything random follows from (seed, epoch), so a training that is stopped afte
 `snapshot` ends with the same bits on a CPU as one that ran through (same machine, same number of threads).
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,13 +116,18 @@ def train_epoch(
     model.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(augment.network_seed(recipe.seed, epoch, share.rank))
-        for batch in batches(len(subset), recipe, epoch):
-            positions = batch[share.rank :: share.world]
-            rows = torch.from_numpy(subset[positions]).to(held)
-            labels = photographs.labels[rows].to(device)
+        # All that steps need is sent once: a copy in each step would make a GPU wait for the host.
+        whole = batches(len(subset), recipe, epoch)
+        own = [batch[share.rank :: share.world] for batch in whole]
+        positions = torch.from_numpy(np.concatenate(own))
+        sizes = [len(part) for part in own]
+        rows_of = torch.from_numpy(subset)[positions].to(held)
+        labels_of = photographs.labels[rows_of].to(device).split(sizes)
+        changes_of = None if changed is None else changed[positions.to(device)].split(sizes)
+        for number, (batch, rows, labels) in enumerate(zip(whole, rows_of.split(sizes), labels_of, strict=True)):
             x_NCHW = photographs.pixels[rows].to(device).float() / 255
-            if changed is not None:
-                x_NCHW = augment.altered(x_NCHW, changed[torch.from_numpy(positions).to(device)])
+            if changes_of is not None:
+                x_NCHW = augment.altered(x_NCHW, changes_of[number])
             logits = model(normalised(x_NCHW))
             losses = functional.cross_entropy(logits, labels, reduction="none")
             optimizer.zero_grad(set_to_none=True)
@@ -130,7 +136,8 @@ def train_epoch(
             optimizer.step()
             with torch.no_grad():
                 right = (logits.argmax(1) == labels).sum()
-                totals += torch.stack([losses.sum().double(), right.double(), totals.new_tensor(len(rows))])
+                totals[:2] += torch.stack([losses.sum().double(), right.double()])
+                totals[2] += len(rows)
             if on_step is not None:
                 on_step(len(rows))
     if not bool(torch.isfinite(totals[0])):
@@ -144,8 +151,16 @@ def _device_of(model: nn.Module) -> torch.device:
 
 def normalised(x_NCHW: Tensor) -> Tensor:
     """Values in [0, 1] to what the networks expect: ImageNet's mean and deviation, per channel."""
-    mean, deviation = (x_NCHW.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    mean, deviation = _normalisation(x_NCHW.device)
     return (x_NCHW - mean) / deviation
+
+
+@functools.cache
+def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Whoever asks first: what inference mode makes, training couldn't use.
+    with torch.inference_mode(False):
+        mean, deviation = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return mean, deviation
 
 
 def logits_of(model: nn.Module, pixels: Tensor, batch_size: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from job_helpers import Silent
 
-from qualitygate.cluster import study, study_costs
+from qualitygate.cluster import study, study_costs, study_group
 from qualitygate.config import StudyConfig, StudyPlanConfig, SubsetsConfig, load
 from qualitygate.errors import ConfigurationError, QualityGateError
 from qualitygate.tables import storage
@@ -268,6 +268,15 @@ def test_a_run_that_kills_its_worker_twice_fails_and_stops_no_other(
     assert result.record["runs"] == {"planned": 3, "finished": 2, "failed": 1, "reused": 0}
     assert silent.errors == 1
     assert "1 runs failed" in (output / "table2.md").read_text()
+
+
+def test_what_a_worker_said_before_it_died_is_kept_with_the_run() -> None:
+    told: list[Any] = []
+    listener = study_group._Listener(Silent(), {0: 3, 1: 3}, lambda *said: told.append(said), 2)
+    listener.hear([("start", (0, 0)), ("error", (0, "RuntimeError: before")), ("start", (0, 0))])
+    listener.hear([("error", (0, "RuntimeError: the cause")), ("error", (0, "RuntimeError: lost a neighbour"))])
+    listener.hear([("killer", (0, 2)), ("start", (1, 0)), ("killer", (1, 2))])
+    assert told == [(0, 2, "RuntimeError: the cause"), (1, 2, None)]
 
 
 def test_a_run_that_raises_is_recorded_and_can_be_tried_again(
