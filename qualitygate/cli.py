@@ -25,7 +25,14 @@ from qualitygate.config import (
     SubsetsConfig,
     load,
 )
-from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, ErrorCode, Interrupted, QualityGateError
+from qualitygate.errors import (
+    ConfigurationError,
+    ErrorBudgetExceeded,
+    ErrorCode,
+    Interrupted,
+    QualityGateError,
+    RunsFailed,
+)
 from qualitygate.report import progress as progress_bars
 
 # Typer carries its own copy of click, whose base class of usage errors has no public name.
@@ -53,6 +60,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = app(args=arguments, prog_name="qualitygate", standalone_mode=False)
     except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            # A group of commands without any: the message is its help.
+            sys.stderr.write(f"{error.format_message()}\n")
+            sys.exit(2)
         # Typer's own box takes four lines for one sentence.
         sys.stderr.write(f"qualitygate: {' '.join(error.format_message().split())} (see --help)\n")
         sys.exit(2)
@@ -135,7 +146,12 @@ def score(
     weights: Annotated[str | None, typer.Option(help="File or folder of the networks' parameters.")] = None,
     untrained: Annotated[bool | None, typer.Option("--untrained", help="Random networks, to try the plumbing.")] = None,
     workers: Annotated[int | None, typer.Option(help="Scoring workers; default: one a core.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Photographs a task; default: by the input's size.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Photographs a task, and at once on a GPU; default: by a measurement.")
+    ] = None,
+    measure: Annotated[
+        bool | None, typer.Option(help="Time some photographs first, to choose how many make a task (default on).")
+    ] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs, or a fraction of one, a worker.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="auto, local, or a cluster's address.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of the same keys.")] = None,
@@ -254,7 +270,14 @@ def study(config: StudyConfig) -> None:
     from qualitygate.cluster import study as job
     from qualitygate.report import study as said
 
-    _say(said.of_run(job.run(config, progress_bars.for_stream("runs"))))
+    result = job.run(config, progress_bars.for_stream("runs"))
+    _say(said.of_run(result))
+    counts = result.record["runs"]
+    if counts["failed"]:
+        raise RunsFailed(
+            f"{counts['failed']} of {counts['planned']} runs failed; the same command with --retry-failed tries these "
+            "again"
+        )
 
 
 @options.verb(plan_app, "study", StudyPlanConfig)

@@ -36,7 +36,10 @@ class ScoreConfig(BaseModel):
     weights: str | None = Field(None, description="file or folder of the networks' parameters; default: the user cache")
     untrained: bool = Field(False, description="seeded random networks, to try the plumbing: scores mean nothing")
     workers: int | None = Field(None, ge=1, description="scoring workers; default: one a core, or as the GPUs allow")
-    batch_size: int | None = Field(None, ge=1, description="photographs a task; default: by the input's size")
+    batch_size: int | None = Field(
+        None, ge=1, description="photographs a task, and at once on a GPU; default: by a measurement"
+    )
+    measure: bool = Field(True, description="time some photographs first, to choose how many make a task")
     gpus_per_worker: float = Field(1.0, gt=0, description="GPUs, or a fraction of one, for each worker on GPUs")
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
 
@@ -285,7 +288,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"--config {str(path)!r} can't be read: {error.strerror}") from error
+        raise ConfigurationError(f"--config {str(path)!r} can't be read: {error.strerror}; check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(f"--config {str(path)!r} is no YAML: {reason}") from error

@@ -3,6 +3,7 @@
 QualityGateError                exit code 1
 ├── ConfigurationError          exit code 2: the user's input or environment; the message says the remedy
 ├── ErrorBudgetExceeded         exit code 3: too many images failed; their rows are kept
+├── RunsFailed                  exit code 3: runs of a study failed; the others are finished and kept
 ├── GateRefused                 exit code 4: the gate can't be applied: too few of its methods have a cut-off
 ├── Superseded                  exit code 2: another run took over the output
 ├── Interrupted                 exit code 130: stopped by the user or the system; resumable
@@ -78,6 +79,12 @@ class ErrorBudgetExceeded(QualityGateError):
     def __init__(self, message: str, *, stats: dict[str, Any]) -> None:
         super().__init__(message)
         self.stats = stats
+
+
+class RunsFailed(QualityGateError):
+    """Some of a study's runs failed; tables and verdicts are of the others."""
+
+    exit_code = 3
 
 
 class Interrupted(QualityGateError):

@@ -54,6 +54,34 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--commit-rows" in capsys.readouterr().out
 
 
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for group, command in (([], "score"), (["weights"], "fetch")):
+        assert _call(*group) == 2
+        shown = capsys.readouterr().err
+        assert "Usage: qualitygate" in shown
+        assert any(line.strip().startswith(command) for line in shown.splitlines())
+
+
+def test_a_study_with_failed_runs_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from types import SimpleNamespace
+
+    from qualitygate.cluster import study
+    from qualitygate.report import study as said
+
+    made = SimpleNamespace(record={"runs": {"planned": 14, "failed": 2}})
+    monkeypatch.setattr(study, "run", lambda config, progress: made)
+    monkeypatch.setattr(said, "of_run", lambda result: "the tables\n")
+    given = ("study", "--manifest", "m", "--scores", "s", "--gate", "g", "--output", "o")
+    assert _call(*given) == 3
+    told = capsys.readouterr()
+    assert told.out == "the tables\n"
+    assert told.err == "qualitygate: 2 of 14 runs failed; the same command with --retry-failed tries these again\n"
+    made.record["runs"]["failed"] = 0
+    assert _call(*given) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -31,6 +31,13 @@ _QUALIFIED = (
     f"and neither cropping nor rotating moves the score by {LARGEST_EFFECT:g} of its blur range (median effect size, "
     "upper end of its interval)"
 )
+# As people call what moves a score.
+NUISANCES = {
+    "crop_corner": "cropping at the corner",
+    "crop_centre": "cropping around the centre",
+    "rotation": "turning",
+    None: "nothing",
+}
 RULES = {
     "auto": (
         f"trained methods that qualify: {_QUALIFIED}; least effect first, leaving out one that correlates above "
@@ -174,10 +181,10 @@ def _weighed(measured: Mapping[str, Any]) -> dict[str, Any]:
     if upper is None:
         why.append("its effect sizes are undefined")
     elif not steady:
-        why.append(f"{worst} may move it by {upper:.2f} of its blur range, {LARGEST_EFFECT:g} or more")
+        why.append(f"{NUISANCES[worst]} may move it by {upper:.2f} of its blur range, {LARGEST_EFFECT:g} or more")
     return {
         "qualified": not why,
-        "why": "; ".join(why) or f"{worst} moves it most, by at most {upper:.2f} of its blur range",
+        "why": "; ".join(why) or f"{NUISANCES[worst]} moves it most, by at most {upper:.2f} of its blur range",
         "blur_order": order["srcc"],
         "blur_order_lower": lower,
         "blur_order_limit": LEAST_BLUR_ORDER,
@@ -251,19 +258,32 @@ def _classical(margins: Mapping[str, dict[str, Any]], correlated: Correlated) ->
     third = min(rest, key=rank)
     chosen = (*_ALWAYS_CLASSICAL, third)
     notes = ["not the paper's methods, which are LAPM, WAVS and MUSIQ"]
-    notes += [f"{name} does not qualify: {margins[name]['why']}" for name in chosen if not margins[name]["qualified"]]
+    notes += [
+        f"{name.upper()} would not have qualified: {margins[name]['why']}"
+        for name in chosen
+        if not margins[name]["qualified"]
+    ]
     return chosen, _said(notes + _openly(chosen, correlated))
 
 
 def _openly(chosen: Sequence[str], correlated: Correlated) -> list[str]:
     """What must be said of redundant methods that both vote."""
-    pairs = [
-        f"{a} and {b} correlate at {correlated[frozenset((a, b))]:.3f}: their votes are nearly one"
+    found = {
+        (a, b): correlated[frozenset((a, b))]
         for number, a in enumerate(chosen)
         for b in chosen[number + 1 :]
         if correlated.get(frozenset((a, b)), 0.0) > REDUNDANT
+    }
+    if not found:
+        return []
+    names = list(dict.fromkeys(name for pair in found for name in pair))
+    low, high = min(found.values()), max(found.values())
+    said = f"{low:.3f}" if len(found) == 1 else f"{low:.3f} to {high:.3f}"
+    shown = [name.upper() for name in names]
+    return [
+        f"{', '.join(shown[:-1])} and {shown[-1]} rank photographs nearly alike (Spearman {said}): "
+        f"their {len(names)} votes are hardly more than one"
     ]
-    return pairs
 
 
 def _said(notes: Sequence[str]) -> str | None:

@@ -192,7 +192,12 @@ def _stratum_value(name: str | None, scores: Source) -> str:
     if name in scores.columns:
         return scores.text(name)
     if name == "camera":
-        return f"nullif(trim(concat_ws(' ', {scores.text('make')}, {scores.text('model')})), '')"
+        make, model = scores.text("make"), scores.text("model")
+        # Many cameras say their make twice.
+        return (
+            f"nullif(trim(CASE WHEN starts_with(lower({model}), lower({make})) THEN {model} "
+            f"ELSE concat_ws(' ', {make}, {model}) END), '')"
+        )
     return f"{scores.text('width')} || 'x' || {scores.text('height')}"
 
 

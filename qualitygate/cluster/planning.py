@@ -12,6 +12,7 @@ from qualitygate.calibration import gate as gates
 from qualitygate.calibration import lazy
 from qualitygate.calibration.gate import Gate
 from qualitygate.cluster import session
+from qualitygate.cluster.measurement import Cost
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ConfigurationError
 from qualitygate.images.decode import DecodePolicy
@@ -21,6 +22,14 @@ from qualitygate.metrics.networks import pinned, published
 from qualitygate.metrics.rows import Plan
 
 _MAX_BATCH = 32
+# A task's fixed cost is some ten milliseconds; one of this length makes it small, and still shows progress.
+_TASK_SECONDS = 2.0
+_MAX_TASK = 512
+# Of a GPU's batches: between tasks the GPU waits for the first photographs to be decoded.
+_BATCHES_A_TASK_ON_GPU = 8
+# Below, measuring takes longer than it saves.
+_FEWEST_TO_MEASURE = 1000
+_PREFETCH_LOCAL, _PREFETCH_REMOTE, _MAX_PREFETCH = 1, 8, 64
 # Networks take seconds a photograph on a CPU: small tasks, so that progress shows and a crash costs little.
 _MAX_BATCH_OF_NETWORKS_ON_CPU = 4
 # What a worker may need for the largest photograph that is let in: some 1.8 GB at 100 megapixels.
@@ -60,14 +69,25 @@ class Progress(Protocol):
 class Pool:
     """The actor pool: how many workers, what each takes of the cluster, how many photographs a task.
 
-    A network is given a task's photographs at once. threads: of a worker's networks on a CPU.
+    batch_size: photographs that networks are given at once. task: photographs a task, some batches of them.
+    threads: of a worker's networks on a CPU. decoders: photographs that a worker decodes at a time, while its GPU is
+    at work. prefetch: photographs whose bytes are on their way while one is decoded; None: by where they are.
     """
 
     workers: int
     cpus_per_worker: float
     gpus_per_worker: float
     batch_size: int
+    task: int
     threads: int = 1
+    decoders: int = 1
+    prefetch: int | None = None
+
+    def __str__(self) -> str:
+        said = f"{self.workers} worker{'s' * (self.workers > 1)}, tasks of {self.task} photographs"
+        if self.gpus_per_worker:
+            said += f", {self.batch_size} at once on {self.gpus_per_worker:g} GPU, {self.decoders} decoded at a time"
+        return said
 
 
 def plan_scores(config: ScoreConfig) -> tuple[Plan, list[str]]:
@@ -166,10 +186,16 @@ def cost_on_cpu(networks: Sequence[str]) -> list[str]:
     ]
 
 
-def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: int) -> Pool:
+def worth_measuring(config: ScoreConfig, rows: int) -> bool:
+    """Whether a measurement could change the pool by more than it costs."""
+    return config.measure and rows >= _FEWEST_TO_MEASURE
+
+
+def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: int, cost: Cost | None = None) -> Pool:
     """Workers for every core, or as many as the GPUs allow, and always a CPU left for the tasks that feed them.
 
-    Without that CPU a Ray Data pipeline waits silently for ever.
+    Without that CPU a Ray Data pipeline waits silently for ever. cost: of a photograph, where it was measured; it
+    decides how long tasks are and how many photographs are fetched ahead.
     """
     if cluster.cpus < 2:
         raise ConfigurationError(
@@ -187,18 +213,55 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
             )
         workers = config.workers or max(1, int(cluster.gpus / gpus))
     else:
-        workers = config.workers or max(1, int(min(cluster.cpus, cluster.memory / needed)))
+        workers = config.workers or max(1, int(min(cluster.workers, cluster.memory / needed)))
     workers = min(workers, rows)
-    share = math.floor((cluster.cpus - 1) / workers * 1000) / 1000
+    if cluster.nodes > 1 and workers > cluster.workers:
+        raise ConfigurationError(
+            f"--workers {workers} leaves no CPU for the tasks that feed them: the Ray cluster has {cluster.cpus:g} on "
+            f"{cluster.nodes} nodes; use {cluster.workers} at most"
+        )
     most = _MAX_BATCH_OF_NETWORKS_ON_CPU if networks and not gpus else _MAX_BATCH
     batch = config.batch_size or min(most, max(1, math.ceil(rows / (4 * workers))))
+    batch = min(batch, config.commit_rows)
+    cores = max(1, int(cluster.cpus / workers))
     return Pool(
         workers=workers,
-        cpus_per_worker=min(1.0, share),
+        cpus_per_worker=cluster.share(workers),
         gpus_per_worker=gpus,
-        batch_size=min(batch, config.commit_rows),
-        threads=max(1, int(cluster.cpus / workers)) if networks and cluster.local else 1,
+        batch_size=batch,
+        task=_task(config, batch, rows, workers, cost if not networks else None, on_gpu=gpus > 0),
+        threads=cores if networks and cluster.local else 1,
+        # Each holds a photograph decoded and what its formulas need.
+        decoders=max(1, min(cores, int(cluster.memory / workers / _WORKER_BYTES))) if gpus and cores > 1 else 1,
+        prefetch=_prefetch(cost),
     )
+
+
+def _task(config: ScoreConfig, batch: int, rows: int, workers: int, cost: Cost | None, *, on_gpu: bool) -> int:
+    """Photographs a task: by the user's word a batch, else as many as make its fixed cost small."""
+    if config.batch_size is not None:
+        return batch
+    if on_gpu:
+        wanted = batch * _BATCHES_A_TASK_ON_GPU
+    elif cost is not None:
+        wanted = math.ceil(_TASK_SECONDS / max(cost.fetch + cost.compute, 1e-6))
+    else:
+        return batch
+    # At the end workers wait for the last task: so tasks are several for each.
+    return max(1, min(wanted, _MAX_TASK, config.commit_rows, math.ceil(rows / (4 * workers))))
+
+
+def _prefetch(cost: Cost | None) -> int | None:
+    if cost is None:
+        return None
+    return min(_MAX_PREFETCH, 1 + math.ceil(cost.fetch / max(cost.compute, 1e-6)))
+
+
+def prefetch_of(chosen: int | None, *, local: bool) -> int:
+    """Photographs to fetch ahead, as measured or by where they are."""
+    if chosen is not None:
+        return chosen
+    return _PREFETCH_LOCAL if local else _PREFETCH_REMOTE
 
 
 def versions() -> dict[str, str]:

@@ -137,12 +137,11 @@ def plan_pool(config: PredictConfig, cluster: session.Cluster, rows: int, *, on_
             f"the Ray cluster has {cluster.cpus:g} CPUs; predicting needs 2 at least: one for a worker, one for the "
             "tasks that feed it"
         )
-    most = int(cluster.gpus) if on_gpu else int(min(cluster.cpus, cluster.memory / _WORKER_BYTES))
+    most = int(cluster.gpus) if on_gpu else int(min(cluster.workers, cluster.memory / _WORKER_BYTES))
     workers = min(config.workers or max(1, most), math.ceil(rows / config.batch_size))
-    share = math.floor((cluster.cpus - 1) / workers * 1000) / 1000
     return Pool(
         workers=workers,
-        cpus_per_worker=min(1.0, share),
+        cpus_per_worker=cluster.share(workers),
         gpus_per_worker=float(on_gpu),
         threads=max(1, int(cluster.cpus / workers)),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from qualitygate.cluster import planning, session
+from qualitygate.cluster import measurement, planning, session
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrupted, QualityGateError
@@ -121,6 +121,7 @@ class _Recorder:
         self.workers: dict[str, list[str]] = {}
         self.busy_seconds = 0.0
         self.pool: planning.Pool | None = None
+        self.cost: measurement.Cost | None = None
         self.cost_on_cpu: list[str] = []
         self._told = False
 
@@ -176,10 +177,13 @@ def _stream(
         plan, notes = planning.on_device(config, plan, cluster)
         for note in notes:
             progress.note(note)
-        recorder.pool = planning.plan_pool(config, plan, cluster, rows)
+        pending = _reachable(spool, config, writer.epoch, cluster)
+        cost = measurement.measure(plan, pending) if planning.worth_measuring(config, rows) else None
+        recorder.cost = cost
+        recorder.pool = planning.plan_pool(config, plan, cluster, rows, cost)
+        progress.note("; ".join(str(said) for said in (cost, recorder.pool) if said))
         recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
         plan = replace(plan, at_once=recorder.pool.batch_size)
-        pending = _reachable(spool, config, writer.epoch, cluster)
         try:
             for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
                 recorder.add(block)
@@ -242,16 +246,18 @@ def _blocks(
         run_id=run_id,
         image_timeout_s=config.image_timeout_s,
         threads=pool.threads,
+        decoders=pool.decoders,
+        prefetch=pool.prefetch,
         gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
     )
     data = (
         ray.data.read_parquet(pending)
-        # A task is what a dying worker costs, so it is kept to a batch.
-        .repartition(target_num_rows_per_block=pool.batch_size)
+        # A task is what a dying worker costs: seconds of work.
+        .repartition(target_num_rows_per_block=pool.task)
         .map_batches(
             worker or ScoringWorker,
             fn_constructor_args=(plan, settings, schema, journal),
-            batch_size=pool.batch_size,
+            batch_size=pool.task,
             batch_format="pyarrow",
             num_cpus=pool.cpus_per_worker,
             num_gpus=pool.gpus_per_worker or None,
@@ -299,7 +305,9 @@ def _write_stats(
         "untrained": [metric.name for metric in plan.selected() if not metric.trained],
         "lazy": _left_out(plan, config, audit),
         "seconds_by_stage": {stage: round(value, 3) for stage, value in sorted(recorder.stages.items())},
+        "bottleneck": max(recorder.stages, key=lambda stage: recorder.stages[stage], default=None),
         "busy_seconds": round(recorder.busy_seconds, 3),
+        "measured": asdict(recorder.cost) if recorder.cost else None,
         "pool": asdict(recorder.pool) if recorder.pool else None,
         "workers": recorder.workers,
         "versions": planning.versions(),

@@ -21,12 +21,31 @@ OBJECT_STORE_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What a session may use; memory in bytes. A `local` one lives on this machine alone and ends with this process."""
+    """What a session may use; memory in bytes. A `local` one lives on this machine alone and ends with this process.
+
+    nodes: machines that have CPUs to give.
+    """
 
     cpus: float
     gpus: float
     local: bool
     memory: float = math.inf
+    nodes: int = 1
+
+    def share(self, workers: int) -> float:
+        """CPUs for each of so many workers, so that one whole CPU stays free for the tasks that feed them.
+
+        Without it a Ray Data pipeline waits silently for ever. On one machine that is a matter of shares; on several,
+        what shares leave over would be crumbs on each, so the workers take whole CPUs there.
+        """
+        if self.nodes > 1:
+            return 1.0
+        return min(1.0, math.floor((self.cpus - 1) / workers * 1000) / 1000)
+
+    @property
+    def workers(self) -> int:
+        """As many as there may be at one CPU each."""
+        return max(1, int(self.cpus) - (self.nodes > 1))
 
 
 @contextmanager
@@ -131,4 +150,5 @@ def _describe(*, local: bool) -> Cluster:
         gpus=resources.get("GPU", 0.0),
         local=local,
         memory=resources.get("memory", math.inf),
+        nodes=sum(one["Alive"] and one["Resources"].get("CPU", 0) > 0 for one in ray.nodes()),
     )

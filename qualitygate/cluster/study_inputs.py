@@ -68,6 +68,7 @@ def read(config: SubsetsConfig, output: str | None) -> Inputs:
         )
         scores = _scores(config.scores, voters, Path(scratch))
     table = _beside(_beside(photographs, decisions), scores)
+    data.classes_of(table["label"].to_pylist())
     messages = []
     without = table["passed"].null_count
     if without == table.num_rows:

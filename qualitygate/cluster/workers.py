@@ -12,28 +12,31 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 
+from qualitygate.cluster import planning
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer, to_table
 from qualitygate.tables import storage
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 # Columns beside the score row that only the driver reads.
 REPLACES = "_replaces"
 TRACE = "_trace"
 EXIT_OVER_TIME = 71
 # Begun this often without an end, a photograph is taken to kill its worker. Once may be a lost machine.
 _STARTS_THAT_CONVICT = 2
-_PREFETCH_LOCAL, _PREFETCH_REMOTE = 1, 8
+WAITING = "wait_for_decode"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,10 @@ class WorkerSettings:
     threads: int = 1
     # Of its GPU's memory, so that workers that share one don't take each other's.
     gpu_share: float = 1.0
+    # Photographs decoded at a time while the GPU is at work; 1: one after another, by the worker itself.
+    decoders: int = 1
+    # Photographs whose bytes are on their way; None: by where they are.
+    prefetch: int | None = None
 
 
 class ScoringWorker:
@@ -105,7 +112,11 @@ class ScoringWorker:
         self._device = plan.device
         self._scorer = RowScorer(plan, run_id=settings.run_id)
         self._timeout_s = settings.image_timeout_s
-        self._fetchers = ThreadPoolExecutor(_PREFETCH_REMOTE, thread_name_prefix="fetch")
+        self._settings = settings
+        fetchers = max(settings.decoders, planning.prefetch_of(settings.prefetch, local=False))
+        self._fetchers = ThreadPoolExecutor(fetchers, thread_name_prefix="fetch")
+        self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
+        self._waited = 0.0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         started = time.perf_counter()
@@ -124,10 +135,21 @@ class ScoringWorker:
         return list(self._scorer.finished(self._prepared(requests), self._watchdog.watching))
 
     def _prepared(self, requests: Sequence[Request]) -> Iterator[Prepared]:
-        for request, fetched in self._fetched_ahead(requests):
-            with self._watchdog.watching([request.image_id]):
-                prepared = self._scorer.prepare(request, fetched)
+        """In order; with several decoders the next ones are prepared while the networks have those before."""
+        fetched = self._fetched_ahead(requests)
+        if self._settings.decoders == 1:
+            yield from map(self._prepare, fetched)
+            return
+        for future in _ahead(self._decoders, self._prepare, fetched, 2 * self._settings.decoders):
+            started = time.perf_counter()
+            prepared = future.result()
+            self._waited += time.perf_counter() - started
             yield prepared
+
+    def _prepare(self, item: tuple[Request, storage.Fetched | Failure]) -> Prepared:
+        request, fetched = item
+        with self._watchdog.watching([request.image_id]):
+            return self._scorer.prepare(request, fetched)
 
     def _with_care(self, requests: Sequence[Request]) -> list[Row]:
         rows = []
@@ -163,7 +185,8 @@ class ScoringWorker:
         waiting: deque[tuple[Request, Future[storage.Fetched | Failure]]] = deque()
         for request in requests:
             waiting.append((request, self._fetchers.submit(self._scorer.fetch, request)))
-            ahead = _PREFETCH_LOCAL if storage.is_local(request.uri or "") else _PREFETCH_REMOTE
+            local = storage.is_local(request.uri or "")
+            ahead = max(self._settings.decoders - 1, planning.prefetch_of(self._settings.prefetch, local=local))
             while len(waiting) > ahead:
                 yield _result(waiting.popleft())
         while waiting:
@@ -175,6 +198,9 @@ class ScoringWorker:
     def _trace(self, seconds: float) -> dict[str, Any]:
         context = ray.get_runtime_context()
         stages = self._scorer.take_seconds()
+        if self._waited:
+            # What a GPU stood still for, for want of decoded photographs.
+            stages[WAITING], self._waited = self._waited, 0.0
         return {
             "worker": f"{context.get_node_id()[:8]}-{os.getpid()}",
             "device": self._device,
@@ -191,6 +217,18 @@ def _result(
     return request, future.result()
 
 
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterator[Item], most: int
+) -> Iterator["Future[Result]"]:
+    """The function's results as futures in the order of the items, with at most so many under way or waiting."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= most:
+            yield waiting.popleft()
+    yield from waiting
+
+
 class Watchdog:
     """Ends the process when photographs take too long: a decoder can't be interrupted, a process can.
 
@@ -201,28 +239,30 @@ class Watchdog:
     def __init__(self, timeout_s: float, report: Any) -> None:
         self._timeout_s = timeout_s
         self._report = report
-        self._current: tuple[Sequence[str], float] | None = None
+        # Several when photographs are decoded side by side.
+        self._current: dict[object, tuple[Sequence[str], float]] = {}
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextmanager
     def watching(self, image_ids: Sequence[str]) -> Iterator[None]:
         """Time spent inside counts for these photographs; each has `timeout_s`."""
-        self._current = (image_ids, time.monotonic() + self._timeout_s * len(image_ids))
+        key = object()
+        self._current[key] = (image_ids, time.monotonic() + self._timeout_s * len(image_ids))
         try:
             yield
         finally:
-            self._current = None
+            del self._current[key]
 
     def _watch(self) -> None:
         while True:
             time.sleep(min(1.0, self._timeout_s / 4))
-            current = self._current
-            if current and time.monotonic() > current[1]:
-                try:
-                    if len(current[0]) == 1:
-                        self._report(current[0][0])
-                finally:
-                    os._exit(EXIT_OVER_TIME)
+            for image_ids, deadline in list(self._current.values()):
+                if time.monotonic() > deadline:
+                    try:
+                        if len(image_ids) == 1:
+                            self._report(image_ids[0])
+                    finally:
+                        os._exit(EXIT_OVER_TIME)
 
 
 def use_threads(networks: int) -> None:

@@ -12,6 +12,7 @@ The same code makes the rows of the distributed job and of the call in process, 
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -172,10 +173,13 @@ class RowScorer:
         self._scorers: dict[str, Scorer] = {metric.name: metric.load(plan.device) for metric in self._metrics}
         self._fingerprints = plan.fingerprints()
         self._seconds: dict[str, float] = defaultdict(float)
+        # Photographs may be fetched and prepared in several threads.
+        self._counting = threading.Lock()
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds by stage since the last call."""
-        taken, self._seconds = dict(self._seconds), defaultdict(float)
+        with self._counting:
+            taken, self._seconds = dict(self._seconds), defaultdict(float)
         return taken
 
     @contextmanager
@@ -184,7 +188,11 @@ class RowScorer:
         try:
             yield
         finally:
-            self._seconds[stage] += time.perf_counter() - start
+            self._count(stage, time.perf_counter() - start)
+
+    def _count(self, stage: str, seconds: float) -> None:
+        with self._counting:
+            self._seconds[stage] += seconds
 
     def fetch(self, request: Request) -> storage.Fetched | Failure:
         """The image's bytes or why there are none; safe to call from other threads."""
@@ -196,7 +204,7 @@ class RowScorer:
         except MemoryError:
             return Failure(ErrorCode.OUT_OF_MEMORY, "no memory for the file's bytes")
         finally:
-            self._seconds["fetch"] += time.perf_counter() - start
+            self._count("fetch", time.perf_counter() - start)
 
     def row(self, request: Request, fetched: storage.Fetched | Failure) -> Row:
         """The image's row. Never raises for an image."""

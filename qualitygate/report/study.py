@@ -17,8 +17,8 @@ from qualitygate.training.verdicts import Judgement, architecture_order
 _KINDS = {
     "high": "high-quality",
     "all": "all-quality",
-    "balanced": "control: balanced",
-    "full": "control: full",
+    "balanced": "control: same classes",
+    "full": "control: unfiltered",
     "varying": "removed",
     "random": "control: random",
 }

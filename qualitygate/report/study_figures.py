@@ -21,10 +21,10 @@ Rows = Sequence[Mapping[str, Any]]
 _STYLES = {
     "high": ("high-quality", "right", "solid", "circle"),
     "all": ("all-quality", "wrong", "dash", "square"),
-    "balanced": ("control: balanced", "line-logistic", "dot", "diamond"),
-    "full": ("control: full", "line-random", "dashdot", "triangle-up"),
+    "balanced": ("control: same classes at random", "line-logistic", "dot", "diamond"),
+    "full": ("control: all, unfiltered", "line-random", "dashdot", "triangle-up"),
     "varying": ("lowest quality removed", "right", "solid", "circle"),
-    "random": ("control: as many removed at random", "wrong", "dash", "square"),
+    "random": ("control: removed at random", "wrong", "dash", "square"),
 }
 _CURVES = ("high", "all", "balanced", "full")
 _LEVELS = ("varying", "random")

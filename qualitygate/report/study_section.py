@@ -10,13 +10,19 @@ from qualitygate.training import paper
 from qualitygate.training.study_report import KINDS, WORDS, cells_of, shown_spread
 
 _TONES = {"supported": "good", "contradicted": "bad", "inconclusive": "neutral", "not testable here": "neutral"}
+_ANSWERS = {
+    "supported": "Yes, on this data.",
+    "contradicted": "No, not on this data.",
+    "inconclusive": "This data can't tell.",
+    "not testable here": "This study has no runs to tell by.",
+}
 _MEASURES = ("accuracy", "auc", "balanced_accuracy", "log_loss")
 # The claims whose differences are drawn, each with what high-quality training is compared with: the paper's headline,
 # and what may explain it away.
 _DRAWN = {
     "table2-high": "all-quality",
-    "control-balance": "the same classes at random",
-    "control-full": "all photographs",
+    "control-balance": "same classes at random",
+    "control-full": "all, unfiltered",
 }
 
 
@@ -29,6 +35,14 @@ class Topic:
     why: str
     note: str
     words: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the study's first question comes to."""
+
+    word: str
+    said: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +75,7 @@ def of(artefacts: Artefacts) -> dict[str, Any] | None:
         "record": study.record,
         "claims": [topic for key, topic in found.items() if not key.startswith("control")],
         "controls": [topic for key, topic in found.items() if key.startswith("control")],
-        "headline": found.get("table2-high"),
+        "answer": answer(study.verdicts.verdicts),
         "measures": {measure: WORDS[measure] for measure in _MEASURES},
         "caveats": study.verdicts.caveats,
         "scratch": any(row["from_scratch"] for row in study.runs),
@@ -77,6 +91,23 @@ def of(artefacts: Artefacts) -> dict[str, Any] | None:
             name: {"json": figures.as_json(figure), "label": label} if figure else None for name, figure, label in drawn
         },
     }
+
+
+def answer(verdicts: Sequence[records.Verdict]) -> Answer | None:
+    """Whether high-quality training pays, by accuracy, in a sentence with each architecture's estimate."""
+    for verdict in verdicts:
+        if (verdict.topic, verdict.measure) == ("table2-high", "accuracy"):
+            estimates = [
+                f"{part.subject} {wording.points(part.difference.mean)} "
+                f"{wording.interval(part.difference.interval, 'points')}".strip()
+                for part in verdict.parts
+                if part.difference.mean is not None
+            ]
+            said = (
+                f"Accuracy against training on as many of all qualities: {'; '.join(estimates)}." if estimates else ""
+            )
+            return Answer(word=_ANSWERS.get(verdict.verdict, verdict.verdict), said=said)
+    return None
 
 
 def topics(verdicts: Sequence[records.Verdict]) -> dict[str, Topic]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,12 +107,10 @@ class Ledger:
 
         It isn't forced to the disk, as a run without a checkpoint merely starts anew.
         """
-        import torch
-
         uri = self._checkpoint(run_id)
         if not storage.is_local(uri):
             buffer = io.BytesIO()
-            torch.save(dict(content), buffer)
+            _save(content, buffer)
             storage.write_bytes(uri, buffer.getvalue())
             return
         path = Path(os.fsdecode(storage.local_path(uri)))
@@ -120,7 +118,7 @@ class Ledger:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix="_writing")
         try:
             with open(descriptor, "wb") as file:
-                torch.save(dict(content), file)
+                _save(content, file)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -158,6 +156,37 @@ class Ledger:
 
     def _checkpoint(self, run_id: str) -> str:
         return storage.join(self.output, CHECKPOINTS, f"{run_id}.pt")
+
+
+class _Remembering:
+    """A file that keeps the error of a write: torch makes another of it, which no longer says that the disk is full."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _save(content: Mapping[str, Any], file: BinaryIO) -> None:
+    """The checkpoint into an open file; OSError where it can't be written."""
+    import torch
+
+    remembering = _Remembering(file)
+    try:
+        torch.save(dict(content), cast(BinaryIO, remembering))
+    except RuntimeError as error:
+        if remembering.error is not None:
+            raise remembering.error from error
+        raise
 
 
 def _json(row: Mapping[str, Any]) -> bytes:

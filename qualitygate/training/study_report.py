@@ -31,8 +31,8 @@ WORDS = {
 KINDS = {
     "high": "High-quality",
     "all": "All-quality",
-    "balanced": "control: classes as high-quality",
-    "full": "control: full, unfiltered",
+    "balanced": "control: same classes at random",
+    "full": "control: all, unfiltered",
     "varying": "Varying quality",
     "random": "control: removed at random",
 }

@@ -116,6 +116,7 @@ def difference(
     }
     sign = -1.0 if measure in LOWER_IS_BETTER else 1.0
     values = [sign * sum(contrast[cell] * row[name] for cell, row in cells.items()) for cells in whole.values()]
+    grain = _grain([row for cells in whole.values() for row in cells.values()], measure, test)
     return Difference(
         measure=measure,
         test=test,
@@ -123,13 +124,23 @@ def difference(
         values=tuple(values),
         missing=len(found) - len(whole),
         bootstrap=replicates.interval(whole.values(), contrast, measure, sign) if replicates and whole else None,
-        **summary(values),
+        **summary(values, grain=grain),
     )
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
+def _grain(rows: Sequence[Mapping[str, Any]], measure: str, test: str) -> float:
+    """What one photograph of the smallest test set is worth; 0 for measures that don't count photographs."""
+    if measure not in ("accuracy", "balanced_accuracy"):
+        return 0.0
+    tested = [row[column(test, "test_rows")] for row in rows]
+    return 1 / min(tested) if tested and all(tested) else 0.0
+
+
+def summary(values: Sequence[float], *, grain: float = 0.0) -> dict[str, Any]:
     """mean, sd, t interval and p of paired differences, and what as many could detect; the reason where undefined.
 
+    grain: the smallest step that the values can make. Those that lie within one are the same: their small spread is
+    that of the test sets' sizes, and a t test would take it for certainty.
     Not Wilcoxon's test: its p can't be below 2 / 2^n, .0625 for five repetitions.
     """
     if not values:
@@ -138,11 +149,12 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     if len(values) < 2:
         return {"mean": mean, "reason": "a single repetition has no spread; run two at least, better ten"}
     sd = float(np.std(values, ddof=1))
-    if sd <= 1e-12:
+    if sd <= 1e-12 or max(values) - min(values) < grain - 1e-12:
         return {
             "mean": mean,
-            "sd": 0.0,
-            "reason": f"all {len(values)} differences are the same, as with a small test set: no spread to judge by",
+            "sd": sd if sd > 1e-12 else 0.0,
+            "reason": f"all {len(values)} differences are the same to less than one test photograph: no spread to "
+            "judge by",
         }
     from scipy.stats import ttest_1samp
 

@@ -38,8 +38,9 @@ def write(
     folder: `DIR/subsets`, a path or a URI. The `test` of each subset is the paper's, the high-quality one, the same
     for all of a repetition; `tests-<repetition>-{high,all,rejected}.parquet` are all three.
 
-    What is there already stays: files with the same hash are left alone, and further repetitions and kinds are added.
-    Raises ConfigurationError where a file of the same name holds another subset.
+    What is there already stays: files with the same hash are left alone, one that is gone is written again, and
+    further repetitions and kinds are added. Raises ConfigurationError where a file of the same name holds another
+    subset, by the index or by its content.
     """
     files = {file.name: file for file in _files(repetitions)}
     known = {entry["file"]: entry for entry in _index(folder)["files"]} if storage.exists(_index_uri(folder)) else {}
@@ -50,7 +51,9 @@ def write(
             "photographs or another gate; choose another --output"
         )
     for name, file in files.items():
-        if name not in known:
+        if name in known and storage.exists(storage.join(folder, name)):
+            _part(folder, pool, known, name)
+        else:
             buffer = io.BytesIO()
             pq.write_table(table(pool, file.part), buffer)
             storage.write_bytes(storage.join(folder, name), buffer.getvalue())

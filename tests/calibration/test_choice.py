@@ -68,7 +68,7 @@ def test_auto_takes_what_follows_blur_and_nothing_else_moves() -> None:
     assert found.note is None
     why = {name: margin["why"] for name, margin in found.margins.items()}
     assert {name for name, margin in found.margins.items() if margin["in"]} == set(found.methods)
-    assert "rotation may move it by 0.60" in why["moved"]
+    assert "turning may move it by 0.60" in why["moved"]
     assert "0.55" in why["perhaps moved"]
     assert "as low as 0.70, below 0.8" in why["perhaps deaf"]
     assert "-1.00" in why["wrong way"]
@@ -98,7 +98,7 @@ def test_redundant_methods_stay_where_fewer_than_three_would_remain_and_that_is_
     found = choice.choose("auto", _document(metrics, lapm_wavs=0.993, lapv_wavs=0.96))
     assert found.methods == ("wavs", "lapm", "lapv")
     assert found.note is not None
-    assert "wavs and lapm correlate at 0.993: their votes are nearly one" in found.note
+    assert "WAVS, LAPM and LAPV rank photographs nearly alike (Spearman 0.960 to 0.993): their 3 votes" in found.note
     assert "kept" in found.margins["lapm"]["why"]
 
 
@@ -143,7 +143,7 @@ def test_classical_is_lapm_wavs_and_the_best_of_the_rest(
     assert (found.preset, found.methods) == ("classical", ("lapm", "wavs", third))
     assert found.note is not None
     assert found.note.startswith("not the paper's methods")
-    assert "lapm does not qualify: rotation may move it by 0.90" in found.note
+    assert "LAPM would not have qualified: turning may move it by 0.90" in found.note
 
 
 def test_the_paper_and_lists_need_no_robustness() -> None:

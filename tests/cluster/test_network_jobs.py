@@ -210,6 +210,11 @@ def test_pools_of_networks_on_gpus_and_without_any() -> None:
     assert (on_gpu.device, notes) == ("cuda", [])
     pool = planning.plan_pool(config, on_gpu, machine, rows=10_000)
     assert (pool.workers, pool.gpus_per_worker, pool.batch_size) == (8, 0.25, 32)
+    # Photographs are decoded beside the GPU's work, by as many cores as a worker has and its memory allows.
+    assert (pool.task, pool.decoders) == (256, 2)
+    small = session.Cluster(cpus=16, gpus=2, local=True, memory=24 << 30)
+    assert planning.plan_pool(ScoreConfig(input="i", output="o"), on_gpu, machine, rows=10_000).decoders == 8
+    assert planning.plan_pool(ScoreConfig(input="i", output="o"), on_gpu, small, rows=10_000).decoders == 6
     chosen = ScoreConfig(input="i", output="o", batch_size=5, gpus_per_worker=2)
     assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).batch_size == 5
     assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).workers == 1

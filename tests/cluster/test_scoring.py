@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,17 @@ class KillerAware(workers.ScoringWorker):
         self._scorer.prepare = prepared  # type: ignore[method-assign]
 
 
-def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(tmp_path: Path, silent: Silent) -> None:
+class KillerAwareAside(KillerAware):
+    """The same while it decodes several photographs side by side."""
+
+    def __init__(self, plan: Plan, settings: workers.WorkerSettings, schema: pa.Schema, journal: Any) -> None:
+        super().__init__(plan, replace(settings, decoders=3), schema, journal)
+
+
+@pytest.mark.parametrize("worker", [KillerAware, KillerAwareAside])
+def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(
+    tmp_path: Path, silent: Silent, worker: type
+) -> None:
     import sys
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -220,7 +231,7 @@ def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(tmp_
         tmp_path / "in",
         tmp_path / "out",
         silent,
-        KillerAware,
+        worker,
         metrics=FOCUS,
         image_timeout_s=4,
         max_error_rate=0.5,
@@ -320,6 +331,15 @@ def test_a_pool_always_leaves_a_cpu_for_the_tasks_that_feed_it() -> None:
         assert pool.workers * pool.cpus_per_worker <= cpus - 1
     tight = session.Cluster(cpus=64, gpus=0, local=True, memory=9 << 30)
     assert planning.plan_pool(config, plan, tight, rows=10_000).workers == 4
+    # On several nodes shares would leave crumbs on each: workers take whole CPUs, and one stays free.
+    for cpus in (3, 4, 64):
+        nodes = session.Cluster(cpus=cpus, gpus=0, local=False, nodes=2)
+        pool = planning.plan_pool(config, plan, nodes, rows=10_000)
+        assert (pool.workers, pool.cpus_per_worker) == (cpus - 1, 1.0)
+    asked = config.model_copy(update={"workers": 64})
+    with pytest.raises(ConfigurationError, match=r"--workers 64 leaves no CPU.*use 63 at most"):
+        planning.plan_pool(asked, plan, nodes, rows=100)
+    assert all(pool.decoders == 1 for pool in (pool, planning.plan_pool(config, plan, tight, rows=10)))
     small = planning.plan_pool(config, plan, session.Cluster(cpus=8, gpus=0, local=True), rows=3)
     assert (small.workers, small.batch_size) == (3, 1)
     with pytest.raises(ConfigurationError, match="needs 2 at least"):

@@ -73,6 +73,22 @@ def test_nothing_is_left_where_the_disk_is_full(
     assert list((tmp_path / FOLDER).iterdir()) == []
 
 
+def test_a_checkpoint_that_outgrows_the_disk_says_so_and_leaves_the_one_before(tmp_path: Path) -> None:
+    import resource
+
+    ledger = Ledger(str(tmp_path))
+    ledger.save_checkpoint("run", {"epoch": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            ledger.save_checkpoint("run", {"epoch": 2, "model": {"weight": torch.zeros(1 << 20)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ledger.load_checkpoint("run") == {"epoch": 1}
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["run.pt"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"no parquet", None])
 def test_a_damaged_entry_is_said_with_the_remedy(
     tmp_path: Path, ended: tuple[dict[str, Any], Any], damage: bytes | None

@@ -223,7 +223,7 @@ def test_table_2_stands_beside_the_papers() -> None:
     assert lines[0][:6] == ["ResNet34", "High-quality", "**81.0 ± 1.0**", "**90.0 ± 0.0**", "85.4 ± 3.1", "94.8 ± 1.2"]
     # The control is higher, but no competitor; the paper has none.
     assert lines[1][2:6] == ["71.0 ± 1.0", "**90.0 ± 0.0**", "81.2 ± 2.1", "93.2 ± 1.3"]
-    assert lines[2][1:6] == ["control: full, unfiltered", "96.0 ± 1.0", "90.0 ± 0.0", "–", "–"]
+    assert lines[2][1:6] == ["control: all, unfiltered", "96.0 ± 1.0", "90.0 ± 0.0", "–", "–"]
     assert lines[0][-1] == "3"
     assert "2 runs failed" in text
     assert paper.CITATION in text

@@ -372,6 +372,19 @@ def test_more_repetitions_are_added_and_other_subsets_refused(tmp_path: Path) ->
         _written(tmp_path, pool, seed=7)
 
 
+def test_a_file_that_is_gone_is_written_again_and_a_changed_one_refused(tmp_path: Path) -> None:
+    pool = pool_of()
+    _written(tmp_path, pool, repetitions=1)
+    train, tests = tmp_path / "high-0-0-train.parquet", tmp_path / "tests-0-all.parquet"
+    before = train.read_bytes()
+    train.unlink()
+    _written(tmp_path, pool, repetitions=1)
+    assert train.read_bytes() == before
+    train.write_bytes(tests.read_bytes())
+    with pytest.raises(ConfigurationError, match="is not what was drawn"):
+        _written(tmp_path, pool, repetitions=1)
+
+
 def test_changed_files_and_changed_labels_are_noticed(tmp_path: Path) -> None:
     table = photographs()
     pool = prepare(table, METHODS)

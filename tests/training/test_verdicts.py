@@ -66,6 +66,23 @@ def test_what_has_no_spread_has_no_interval() -> None:
     assert "all 3 differences are the same" in same["reason"]
 
 
+def test_differences_within_one_test_photograph_have_no_spread() -> None:
+    # One photograph of 18, and one of 17: the same step, whose difference is no certainty.
+    found = summary([-1 / 18, -1 / 17], grain=1 / 17)
+    assert found["mean"] == pytest.approx(-0.0572, abs=1e-4)
+    assert "interval" not in found
+    assert "less than one test photograph" in found["reason"]
+    assert "interval" in summary([-1 / 18, -2 / 17], grain=1 / 18)
+    rows = [
+        bare_row("resnet18", kind, repetition, accuracy=accuracy, log_loss=accuracy, test_rows=size)
+        for repetition, size in ((0, 18), (1, 17))
+        for kind, accuracy in (("high", 15 / size), ("all", 16 / size))
+    ]
+    contrast = against("resnet18", ("high", 0.0), ("all", 0.0))
+    assert difference(rows, contrast, "accuracy").interval is None
+    assert difference(rows, contrast, "log_loss").interval is not None
+
+
 def test_differences_pair_repetitions_and_point_towards_the_better_side() -> None:
     rows = [
         bare_row("net", kind, number, accuracy=value, log_loss=1 - value)
@@ -283,6 +300,8 @@ def _study(effects: dict[tuple[str, float], float], *, noise: float = 0.002, see
                     for test in ("", "all_", "rejected_")
                     for name in ("accuracy", "balanced_accuracy", "auc")
                 }
+                # So many that one of them is worth less than the noise.
+                measured |= dict.fromkeys(("test_rows", "all_test_rows", "rejected_test_rows"), 5000)
                 rows.append(
                     bare_row(architecture, kind, number, removed, **measured, log_loss=1 - value, all_log_loss=0.5)
                 )
