@@ -3,7 +3,7 @@
 As long as it waits, Kubernetes counts the CronJob as running, so `concurrencyPolicy: Forbid` holds for the whole
 RayJob and not only for the moment of its creation. The RayJob has the name of the pod's Job: a pod that is started
 again finds it and waits on. It belongs to that Job and is deleted with it. Exit codes: 0 the RayJob succeeded,
-1 it failed, 2 something to mend.
+1 it failed, 2 something to mend, 75 Kubernetes' API stayed silent: start again.
 
 In the pod's environment: JOB_NAME and JOB_UID, the Job that the RayJob belongs to, and NAMESPACE.
 """
@@ -45,6 +45,8 @@ class Server:
 
 class Unavailable(QualityGateError):
     """The API did not answer, or not properly; asking again may help."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 def of_this_pod() -> Server:

@@ -58,9 +58,14 @@ def commands_of_the_page() -> list[str]:
     text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     found = [
-        re.search(r"(?:^| )(qualitygate [a-z].*|python -m jobs\..*)$", line.split("  #")[0].rstrip()) for line in lines
+        re.search(r"(?:^\s*|--\s+|-cpu )(qualitygate [a-z].*|python -m jobs\..*)$", line.split("  #")[0].rstrip())
+        for line in lines
     ]
     return [match.group(1) for match in found if match]
+
+
+def test_the_page_shows_how_to_submit_a_job() -> None:
+    assert any(command.startswith("python -m jobs.score") for command in commands_of_the_page())
 
 
 @pytest.mark.parametrize("command", commands_of_the_page())

@@ -79,8 +79,10 @@ def test_its_patience_ends(api: Api, token: Path) -> None:
         run(api, token, patience_s=0.0)
     with serving(Api([SUCCEEDED])) as closed:
         pass
-    with pytest.raises(run_rayjob.Unavailable, match="did not answer"):
+    with pytest.raises(run_rayjob.Unavailable, match="did not answer") as raised:
         run(closed, token, patience_s=0.0)
+    # Told apart from a RayJob that failed: the pod is started again.
+    assert raised.value.exit_code == 75
 
 
 def test_a_renewed_token_is_used(api: Api, token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
