@@ -15,11 +15,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0
-# With these `ray up` copies files into the container, and the head reaches its workers.
+# With rsync and ssh `ray up` copies files into the container, and the head reaches its workers. KubeRay before 1.7 asks
+# with wget whether a pod is well.
 # Debian keeps only the newest build of a package, so a pinned version would soon be gone.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends openssh-client rsync \
+    && apt-get install --yes --no-install-recommends openssh-client rsync wget \
     && rm -rf /var/lib/apt/lists/*
 # `ray up` mounts the token into .ray; made here, as a mount would make it root's.
 RUN groupadd --gid 1000 ray \
