@@ -15,8 +15,8 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0
-# With rsync and ssh `ray up` copies files into the container, and the head reaches its workers. KubeRay before 1.7 asks
-# with wget whether a pod is well.
+# With rsync and ssh `ray up` copies files into the container, and the head reaches its workers. KubeRay 1.5 asks with
+# wget whether a pod is well.
 # Debian keeps only the newest build of a package, so a pinned version would soon be gone.
 # hadolint ignore=DL3008
 RUN apt-get update \
