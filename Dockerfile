@@ -30,11 +30,13 @@ COPY constraints.txt /opt/qualitygate/constraints.txt
 WORKDIR /home/ray
 
 FROM base AS cpu
-# PyPI's torch brings 5 GB of CUDA libraries; PyTorch's own index has the same release without them.
+# PyPI's torch brings gigabytes of CUDA libraries; PyTorch's own index has the same release without them.
 RUN pip install --no-deps --constraint /opt/qualitygate/constraints.txt \
     --index-url https://download.pytorch.org/whl/cpu torch torchvision
+# By its file: by its name pip would prefer a package of the same name from an index, were it newer.
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --constraint /opt/qualitygate/constraints.txt --find-links /wheels "qualitygate[cluster]"
+    set -- /wheels/*.whl \
+    && pip install --constraint /opt/qualitygate/constraints.txt "$1[cluster]"
 # By number, so that Kubernetes can check that it isn't root.
 USER 1000:1000
 # No ENTRYPOINT: Ray's launchers start a shell in the container.
@@ -45,6 +47,7 @@ FROM base AS gpu
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --constraint /opt/qualitygate/constraints.txt --find-links /wheels "qualitygate[cluster]"
+    set -- /wheels/*.whl \
+    && pip install --constraint /opt/qualitygate/constraints.txt "$1[cluster]"
 USER 1000:1000
 CMD ["qualitygate", "--help"]
