@@ -31,5 +31,5 @@ def run(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run with the installed wheel before everything else, in a folder that has nothing to do with the source."""
     environment = {**os.environ, "PYTHONPATH": str(site), "PATH": f"{site / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(
-        command, cwd=site.parent, env=environment, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=site.parent, env=environment, capture_output=True, text=True, check=False, timeout=300
     )

@@ -15,17 +15,19 @@ from image import run
 def test_the_scoring_job_runs_as_written(site: Path, tmp_path: Path) -> None:
     """Only the buckets are other ones: folders with five photographs."""
     done = run(
-        site, "qualitygate", *shlex.split(f"dataset render --name calibration --count 5 --size 256 --output {tmp_path}/in")
+        site,
+        "qualitygate",
+        *shlex.split(f"dataset render --name calibration --count 5 --size 256 --output {tmp_path}/in"),
     )
     assert done.returncode == 0, done.stderr
-    documents = {document["metadata"]["name"]: document for _, document in manifests()}
-    settings = yaml.safe_load(documents["qualitygate"]["data"]["score.yaml"])
+    documents = {(document["kind"], document["metadata"]["name"]): document for _, document in manifests()}
+    settings = yaml.safe_load(documents["ConfigMap", "qualitygate"]["data"]["score.yaml"])
     assert settings["input"].startswith("s3://")
     assert settings["output"].startswith("s3://")
     (tmp_path / "score.yaml").write_text(
         yaml.safe_dump(settings | {"input": f"{tmp_path}/in/manifest.parquet", "output": f"{tmp_path}/out"})
     )
-    entrypoint = documents["qualitygate-score"]["spec"]["entrypoint"]
+    entrypoint = documents["RayJob", "qualitygate-score"]["spec"]["entrypoint"]
     assert entrypoint.count("/etc/qualitygate") == 1
     words = shlex.split(entrypoint.replace("/etc/qualitygate", str(tmp_path)))
     assert words[0] == "python"
