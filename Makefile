@@ -46,7 +46,7 @@ constraints: $(BIN)/python  ## write constraints.txt again with the newest relea
 	@$(ensure_venv)
 	$(build_stub)
 	$(PIP) install --quiet --dry-run --ignore-installed --report $(WHEELS)/report.json \
-		--find-links $(WHEELS) -c $(WHEELS)/stub.txt -e '.[dev,reference]'
+		--find-links $(WHEELS) -c $(WHEELS)/stub.txt -e '.[dev,reference,cluster]'
 	$(BIN)/python -c "$$WRITE_CONSTRAINTS" $(WHEELS)/report.json > $(WHEELS)/constraints.txt
 	mv $(WHEELS)/constraints.txt constraints.txt
 
@@ -112,7 +112,7 @@ report = json.load(open(sys.argv[1], encoding="utf-8"))
 found = report["environment"]
 pins = {item["metadata"]["name"]: item["metadata"]["version"] for item in report["install"]}
 pins.pop("qualitygate")
-print("# Every package of the full environment (base + dev + reference), pinned.")
+print("# Every package of the full environment (base + dev + reference), and of the extra cluster, pinned.")
 print("# Resolved on Python {} ({} {}).".format(found["python_full_version"], found["sys_platform"], found["platform_machine"]))
 print("# Written by 'make constraints'; used by 'make demo' and 'make test'. Change pyproject.toml, not this file.")
 print("# opencv-python is the stub in scripts/opencv_python_stub, so that cv2 stays the headless one.")

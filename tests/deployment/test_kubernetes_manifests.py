@@ -1,0 +1,170 @@
+"""Every manifest fits its schema, strictly, and keeps the rules that no schema knows."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from commands import ROOT, manifests
+
+# The oldest and the newest release whose schemas the manifests are held to.
+RELEASES = ("1.33", kubernetes_validate.latest_version().rpartition(".")[0])
+SCHEMA = yaml.safe_load((ROOT / "tests" / "deployment" / "rayjob_schema.yaml").read_text(encoding="utf-8"))
+DOCUMENTS = {f"{name}:{document['kind']}/{document['metadata']['name']}": document for name, document in manifests()}
+RAYJOBS = {name: document for name, document in DOCUMENTS.items() if document["kind"] == "RayJob"}
+CORE = {name: document for name, document in DOCUMENTS.items() if document["kind"] != "RayJob"}
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+
+def templates(rayjob: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The pod templates of a RayJob, by whose they are."""
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    yield "head", cluster["headGroupSpec"]["template"]
+    for group in cluster["workerGroupSpecs"]:
+        yield group["groupName"], group["template"]
+    yield "submitter", rayjob["spec"]["submitterPodTemplate"]
+
+
+PODS = {f"{name}:{whose}": template for name, job in RAYJOBS.items() for whose, template in templates(job)}
+PODS |= {name: job["spec"]["jobTemplate"]["spec"]["template"] for name, job in CORE.items() if job["kind"] == "CronJob"}
+
+
+def validate_pod(template: dict[str, Any], release: str) -> None:
+    """A pod template by Kubernetes' strict schema; as in a file, so that shared parts don't matter."""
+    whole = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template}
+    kubernetes_validate.validate(whole, release, strict=True)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("name", CORE)
+def test_kubernetes_own_kinds_fit_its_schemas(name: str, release: str) -> None:
+    assert kubernetes_validate.validate(CORE[name], release, strict=True) == release
+
+
+@pytest.mark.parametrize("name", RAYJOBS)
+def test_rayjobs_fit_the_schema_of_their_fields(name: str) -> None:
+    jsonschema.validate(RAYJOBS[name], SCHEMA)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("name", PODS)
+def test_pod_templates_fit_kubernetes_schema(name: str, release: str) -> None:
+    validate_pod(PODS[name], release)
+
+
+def test_the_schemas_are_strict() -> None:
+    """Proof that a wrong field is found at every level."""
+    job = yaml.safe_load(yaml.safe_dump(next(iter(RAYJOBS.values()))))
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParam"] = {}
+    with pytest.raises(jsonschema.ValidationError, match="rayStartParam"):
+        jsonschema.validate(job, SCHEMA)
+    for whose, template in templates(job):
+        template["spec"]["containers"][0]["resource"] = {}
+        with pytest.raises(kubernetes_validate.ValidationError, match="resource"):
+            validate_pod(template, RELEASES[-1])
+        assert whose
+    policy = yaml.safe_load(yaml.safe_dump(next(one for one in CORE.values() if one["kind"] == "NetworkPolicy")))
+    policy["spec"]["ingres"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="ingres"):
+        kubernetes_validate.validate(policy, RELEASES[-1], strict=True)
+
+
+def test_the_rayjobs_are_what_the_script_writes() -> None:
+    script = ROOT / "scripts" / "rayjob_manifests.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_no_container_is_privileged_or_unbounded(name: str) -> None:
+    pod = PODS[name]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    for container in pod["containers"]:
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        limits, requests = container["resources"]["limits"], container["resources"]["requests"]
+        assert {"cpu", "memory"} <= set(limits)
+        # More memory than was asked for may be taken back by killing the pod.
+        assert whole(requests["memory"]) <= whole(limits["memory"])
+
+
+def whole(quantity: str) -> int:
+    """Bytes of a quantity in Mi or Gi."""
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", quantity).groups()  # type: ignore[union-attr]
+    return int(number) * {"Mi": 1 << 20, "Gi": 1 << 30}[unit]
+
+
+@pytest.mark.parametrize("name", RAYJOBS)
+def test_a_rayjob_is_bounded_guarded_and_of_one_version(name: str) -> None:
+    spec = RAYJOBS[name]["spec"]
+    cluster = spec["rayClusterSpec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["activeDeadlineSeconds"] <= 72 * 3600
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["rayVersion"] == version("ray")
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for whose, template in templates(RAYJOBS[name]):
+        (container,) = template["spec"]["containers"]
+        kind = "gpu" if whose == "gpu" else "cpu"
+        assert container["image"] == f"registry.example.com/qualitygate:{VERSION}-{kind}"
+        # The network policy knows them by this.
+        assert template["metadata"]["labels"]["app.kubernetes.io/name"] == "qualitygate"
+    # KubeRay makes longer names for pods and services from it.
+    assert len(RAYJOBS[name]["metadata"]["name"]) <= 47
+
+
+def test_gpu_workers_ask_for_a_gpu_and_go_where_there_is_one() -> None:
+    groups = {
+        name: group for name, job in RAYJOBS.items() for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    }
+    assert {group["groupName"] for group in groups.values()} == {"cpu", "gpu"}
+    for group in groups.values():
+        pod = group["template"]["spec"]
+        on_gpu = group["groupName"] == "gpu"
+        assert ("nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]) == on_gpu
+        assert (pod.get("nodeSelector") == {"nvidia.com/gpu.present": "true"}) == on_gpu
+        assert any(one["key"] == "nvidia.com/gpu" for one in pod["tolerations"]) == on_gpu
+
+
+def test_only_the_head_has_a_token_of_kubernetes() -> None:
+    for name, template in PODS.items():
+        if name.startswith("rayjob-"):
+            assert template["spec"].get("automountServiceAccountToken", True) == name.endswith(":head"), name
+
+
+def test_what_is_named_is_there() -> None:
+    """Config maps and service accounts that pods name are in these files; the Secret isn't, and may be absent."""
+    known = {(one["kind"], one["metadata"]["name"]) for one in DOCUMENTS.values()}
+    assert "Secret" not in {kind for kind, _ in known}
+    for template in PODS.values():
+        pod = template["spec"]
+        if "serviceAccountName" in pod:
+            assert ("ServiceAccount", pod["serviceAccountName"]) in known
+        for volume in pod.get("volumes", []):
+            assert ("ConfigMap", volume["configMap"]["name"]) in known
+        for source in [source for container in pod["containers"] for source in container.get("envFrom", [])]:
+            if "secretRef" in source:
+                assert source == {"secretRef": {"name": "qualitygate-storage", "optional": True}}
+            else:
+                assert ("ConfigMap", source["configMapRef"]["name"]) in known
+
+
+def test_everything_is_in_the_one_namespace() -> None:
+    for name, document in DOCUMENTS.items():
+        assert document["metadata"].get("namespace", "qualitygate") == "qualitygate", name
+        assert ("namespace" in document["metadata"]) == (document["kind"] != "Namespace"), name
+
+
+def test_nothing_reads_like_a_credential() -> None:
+    for path in [*(ROOT / "manifests" / "kubernetes").iterdir(), ROOT / "cluster.yaml", ROOT / "Dockerfile"]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"AKIA[0-9A-Z]{16}|-----BEGIN|(?i:secret_access_key|password)\s*[:=]", text), path.name
