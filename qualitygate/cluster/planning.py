@@ -232,7 +232,7 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
         task=_task(config, batch, rows, workers, cost if not networks else None, on_gpu=gpus > 0),
         threads=cores if networks and cluster.local else 1,
         # Each holds a photograph decoded and what its formulas need.
-        decoders=max(1, min(cores, int(cluster.memory / workers / _WORKER_BYTES))) if gpus and cores > 1 else 1,
+        decoders=max(1, int(min(cores, cluster.memory / workers / _WORKER_BYTES))) if gpus else 1,
         prefetch=_prefetch(cost),
     )
 
