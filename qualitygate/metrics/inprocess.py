@@ -40,8 +40,8 @@ def score(
     longest_side: scoring resolution in pixels; default: each image's own.
     weights: file or folder of the networks' parameters; default: the user cache.
     untrained: seeded random networks, to try the plumbing; such scores mean nothing, and their fingerprint says so.
-    device: where the networks run; `auto` takes a GPU where there is one, and `cuda` without one is the CPU with a
-        warning.
+    device: `cpu`; `cuda` for all metrics on a GPU, or without one on the CPU with a warning; `auto` takes a GPU where
+        there is one and a network is asked for.
 
     `image_id` is the path as given, or the position for images without one. An image that can't be read or
     scored gets a row that says why, as in the job. Raises ConfigurationError for unknown metrics and for things
@@ -58,7 +58,8 @@ def score(
         max_bytes=max_bytes,
         parameters=pinned(asked, parameters),
     )
-    if device != "cpu" and any(metric.device == "gpu" for metric in plan.selected()):
+    networks = any(metric.device == "gpu" for metric in plan.selected())
+    if device == "cuda" or (device == "auto" and networks):
         plan = replace(plan, device=_present(device))
     for metric in plan.selected():
         if reason := metric.unavailable():
@@ -74,7 +75,7 @@ def _present(asked: Literal["auto", "cuda"]) -> Device:
     if torch.cuda.is_available():
         return "cuda"
     if asked == "cuda":
-        warnings.warn("there is no CUDA device: the networks run on the CPU, slowly", stacklevel=4)
+        warnings.warn("there is no CUDA device: everything runs on the CPU, networks slowly", stacklevel=4)
     return "cpu"
 
 

@@ -127,6 +127,7 @@ def _stock(metric: Metric, smallest: int, write: Callable[[Path], Path]) -> Metr
         unavailable=unavailable,
         load=_loader(metric.name, smallest, write),
         precision="float32",
+        batched=False,
         backend="pyiqa",
         implementation=_implementation(),
     )

@@ -335,4 +335,4 @@ def test_loading_leaves_the_given_parameters_alone():
 
 def test_another_precision_is_refused():
     with pytest.raises(ConfigurationError, match="float32"):
-        musiq.load(musiq.seeded_state_dict(3, SMALL), SMALL, "cpu", precision="fast")
+        musiq.load(musiq.seeded_state_dict(3, SMALL), SMALL, "cpu", precision="half")
