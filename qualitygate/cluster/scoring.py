@@ -178,7 +178,7 @@ def _stream(
             progress.note(note)
         recorder.pool = planning.plan_pool(config, plan, cluster, rows)
         recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
-        plan = replace(plan, at_once=recorder.pool.batch_size)
+        plan = planning.compiled(replace(plan, at_once=recorder.pool.batch_size), recorder.pool, rows)
         pending = _reachable(spool, config, writer.epoch, cluster)
         try:
             for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):

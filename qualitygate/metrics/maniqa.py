@@ -268,6 +268,7 @@ class Maniqa(nn.Module):
         half.convert(self, keep=lambda name: name.startswith("tablock") or name.endswith(("fc_score.3", "fc_weight.3")))
         for blocks in (self.tablock1, self.tablock2):
             for index, block in enumerate(blocks):
+                assert isinstance(block, TransposedAttention)
                 blocks[index] = HalfTransposedAttention(block)
 
     def patches(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
