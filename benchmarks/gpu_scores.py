@@ -279,6 +279,7 @@ class Settings:
     seconds: float
     sizes: dict[str, list[Size]]
     agreeing: list[np.ndarray]
+    with_reference: bool
 
 
 def measure_references(settings: Settings, clock: Clock) -> dict[str, tuple[float | None, float | None]]:
@@ -314,7 +315,7 @@ def rates_table(
     settings: Settings, ways: Sequence[Way], clock: Clock, half_rate: float
 ) -> dict[str, dict[str, Scorer]]:
     """Metric by metric at one size; returns the scorers, loaded, by way."""
-    references = measure_references(settings, clock)
+    references = measure_references(settings, clock) if settings.with_reference else {}
     rgbs = pictures([(settings.side, settings.side)] * settings.count)
     loaded: dict[str, dict[str, Scorer]] = {}
     measured: dict[str, dict[str, float | None]] = {}
@@ -470,7 +471,17 @@ def settings_of(arguments: argparse.Namespace, device: Device) -> Settings:
     if arguments.quick:
         sizes = {"96": [(96, 96)] * 2, "mixed": [(96, 120), (130, 100)]}
         agreeing = pictures([(100, 110)] * 3)
-        return Settings(device=device, names=names, side=128, count=2, few=2, seconds=0, sizes=sizes, agreeing=agreeing)
+        return Settings(
+            device=device,
+            names=names,
+            side=128,
+            count=2,
+            few=2,
+            seconds=0,
+            sizes=sizes,
+            agreeing=agreeing,
+            with_reference=not arguments.no_reference,
+        )
     sizes = {
         "512 x 512": [(512, 512)] * 64,
         "1024 x 1024": [(1024, 1024)] * 64,
@@ -483,7 +494,15 @@ def settings_of(arguments: argparse.Namespace, device: Device) -> Settings:
     if not agreeing:
         raise SystemExit(f"no photographs in {arguments.input}")
     return Settings(
-        device=device, names=names, side=1024, count=64, few=16, seconds=1.5, sizes=sizes, agreeing=agreeing
+        device=device,
+        names=names,
+        side=1024,
+        count=64,
+        few=16,
+        seconds=1.5,
+        sizes=sizes,
+        agreeing=agreeing,
+        with_reference=not arguments.no_reference,
     )
 
 
@@ -493,6 +512,7 @@ def main() -> None:
     parser.add_argument("--metrics", help="by name, with commas; default: all eight")
     parser.add_argument("--input", type=Path, help="a folder of photographs for the agreement")
     parser.add_argument("--minutes", type=float, default=6.5, help="after which nothing more is begun (6.5)")
+    parser.add_argument("--no-reference", action="store_true", help="leave out pyiqa")
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled networks")
     arguments = parser.parse_args()
     if not arguments.quick and not torch.cuda.is_available():

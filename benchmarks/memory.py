@@ -108,9 +108,7 @@ def main() -> None:
 
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU ({platform.machine()})"
     print(f"{where}; torch {torch.__version__}; {len(megapixels)} photographs of {arguments.megapixels} megapixels.\n")
-    print(
-        "| metrics | GPU at the peak, GiB | process above its start, GiB | process at its peak, GiB | seconds |"
-    )
+    print("| metrics | GPU at the peak, GiB | process above its start, GiB | process at its peak, GiB | seconds |")
     print("|---|---|---|---|---|", flush=True)
     for names in (tuple(arguments.metrics.split(",")),) if arguments.metrics else ROWS:
         found = measured_apart(names, arguments)

@@ -269,7 +269,12 @@ class Musiq(nn.Module):
         """Patches (N, 3, 32, 32) in [-1, 1], each on its own, to vectors (N, width)."""
         x = functional.relu(self.gn_root(self.conv_root(patches_NCHW)))
         # "SAME" for an even side; after the ReLU a border of zeros never wins.
-        x = functional.max_pool2d(functional.pad(x, (0, 1, 0, 1)), 3, 2)
+        x = functional.pad(x, (0, 1, 0, 1))
+        if x.is_cuda:
+            x = functional.max_pool2d(x, 3, 2)
+        else:
+            # A CPU pools 20 times as fast with the channels last; convolutions keep the order that fixes their rounding.
+            x = functional.max_pool2d(x.contiguous(memory_format=torch.channels_last), 3, 2).contiguous()
         x = self.block1(x)
         # Pixel by pixel, as the parameters were learnt in TensorFlow.
         return self.embedding(x.permute(0, 2, 3, 1).flatten(1))
