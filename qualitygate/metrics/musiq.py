@@ -273,7 +273,7 @@ class Musiq(nn.Module):
         if x.is_cuda:
             x = functional.max_pool2d(x, 3, 2)
         else:
-            # A CPU pools 20 times as fast with the channels last; convolutions keep the order that fixes their rounding.
+            # A CPU pools many times as fast with the channels last; convolutions keep the order that fixes their bits.
             x = functional.max_pool2d(x.contiguous(memory_format=torch.channels_last), 3, 2).contiguous()
         x = self.block1(x)
         # Pixel by pixel, as the parameters were learnt in TensorFlow.
@@ -406,9 +406,11 @@ class _Scorer:
             else:
                 jobs.append(_Job(place, photograph, layout))
         with torch.inference_mode(), full_precision():
-            for batch in self._batches(jobs):
-                for job, score in zip(batch, self._scores(batch), strict=True):
-                    scores[job.place] = score
+            done = [found for batch in self._batches(jobs) for found in self._scores(batch)]
+            # A GPU is waited for once, here; until now it computed while the CPU prepared the next batch.
+            for batch, values in done:
+                found = [values] * len(batch) if isinstance(values, Failure) else map(self._checked, values.tolist())
+                scores |= zip((job.place for job in batch), found, strict=True)
         return [scores[place] for place in range(len(photographs))]
 
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
@@ -422,23 +424,23 @@ class _Scorer:
             yield waiting[:taken]
             waiting = waiting[taken:]
 
-    def _scores(self, batch: list[_Job]) -> list[Score]:
+    def _scores(self, batch: list[_Job]) -> list[tuple[list[_Job], torch.Tensor | Failure]]:
         """Scores of a batch; out of memory, of its halves, down to one photograph, which then fails."""
         values = self._values(batch)
         if values is not None:
-            return [self._checked(value) for value in values]
+            return [(batch, values)]
         if self._device == "cuda":
             torch.cuda.empty_cache()
         if len(batch) == 1:
             photograph = batch[0].photograph
             size = f"{photograph.width} x {photograph.height} pixels, {batch[0].tokens} tokens"
-            return [Failure(ErrorCode.OUT_OF_MEMORY, f"{self._name}: no memory for {size}")]
+            return [(batch, Failure(ErrorCode.OUT_OF_MEMORY, f"{self._name}: no memory for {size}"))]
         half = (len(batch) + 1) // 2
         self._budget = min(self._budget, half * batch[0].tokens)
         logger.warning("%s: no memory for %d photographs; going on with %d", self._name, len(batch), half)
         return self._scores(batch[:half]) + self._scores(batch[half:])
 
-    def _values(self, batch: list[_Job]) -> list[float] | None:
+    def _values(self, batch: list[_Job]) -> torch.Tensor | None:
         """The network's outputs, or None where memory was short; by then its tensors are gone."""
         try:
             return self._run(batch)
@@ -452,8 +454,12 @@ class _Scorer:
             return value
         return Failure(ErrorCode.NON_FINITE, f"{self._name} gave {value}")
 
-    def _run(self, batch: list[_Job]) -> list[float]:
+    def _run(self, batch: list[_Job]) -> torch.Tensor:
+        """The network's outputs, (B,) float64 on the device."""
         longest = batch[0].tokens - 1
+        if batch[-1].tokens != batch[0].tokens:
+            # Masks need a length, that of the class token included, of whole eights for the fused kernels.
+            longest = -(-(longest + 1) // 8) * 8 - 1
         shape = (len(batch), longest)
         x = torch.zeros(*shape, self._network.embedding.out_features, device=self._device)
         positions, scales = torch.zeros(2, *shape, dtype=torch.int64).unbind()
@@ -468,27 +474,31 @@ class _Scorer:
             pixels = torch.stack([memory.pixels(batch[row].photograph, self._device) for row in rows])
             start = 0
             for embedded in self._embedded(pixels, layout):
-                x[rows, start : start + embedded.shape[1]] = embedded
+                x[rows, start : start + embedded.shape[1]] = embedded.to(x.dtype)
                 start += embedded.shape[1]
         padding = None if mask.all() else mask.to(self._device)
         values = self._score(x, positions.to(self._device), scales.to(self._device), padding)
-        return values.double().tolist()
+        return values.double()
 
     def _embedded(self, pixels_BHWC: torch.Tensor, layout: tuple[musiq_tokens.Scale, ...]) -> Iterator[torch.Tensor]:
         """Embedded patches of photographs of one size, in order: (B, n, width) at a time."""
         most = ENCODER_PATCHES[self._device]
         for patches in musiq_tokens.patches(pixels_BHWC, layout, most):
-            parts = [self._embedded_part(part, most) for part in patches.flatten(0, 1).split(most)]
-            yield torch.cat(parts).unflatten(0, patches.shape[:2])
+            count = patches.shape[0] * patches.shape[1]
+            parts = [self._embed(part) for part in self._parts(patches.flatten(0, 1), most)]
+            yield torch.cat(parts)[:count].unflatten(0, patches.shape[:2])
 
-    def _embedded_part(self, patches_NCHW: torch.Tensor, most: int) -> torch.Tensor:
-        """(N, width); a compiled encoder sees `most` patches or an eighth of them and nothing else."""
+    def _parts(self, patches_NCHW: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+        """At most `most` patches at once; a compiled encoder sees `most` or an eighth, filled up, and nothing else."""
         if not self._padded:
-            return self._embed(patches_NCHW)
-        count, eighth = len(patches_NCHW), most // 8
-        size = eighth if count <= eighth else most
-        padded = functional.pad(patches_NCHW, (0, 0, 0, 0, 0, 0, 0, size - count))
-        return self._embed(padded)[:count]
+            yield from patches_NCHW.split(most)
+            return
+        eighth, start = most // 8, 0
+        while start < len(patches_NCHW):
+            left = len(patches_NCHW) - start
+            size = most if left > most - eighth else eighth
+            yield functional.pad(patches_NCHW[start : start + size], (0, 0, 0, 0, 0, 0, 0, max(size - left, 0)))
+            start += size
 
 
 def load(

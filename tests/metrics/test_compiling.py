@@ -1,5 +1,6 @@
 """Compiled networks: the same numbers, one graph, a shared cache, and a way on where compiling fails."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_short_memory_is_no_reason_to_give_compiling_up() -> None:
 
 @pytest.mark.parametrize("halved", [False, True])
 def test_musiq_is_one_graph_for_all_lengths(halved: bool) -> None:
-    preset = musiq.PRESETS["musiq"]
+    preset = dataclasses.replace(musiq.PRESETS["musiq"], width=64, hidden=96, depth=2)
     network = musiq.network(musiq.seeded_state_dict(0, preset), preset)
     network.freeze(halved=halved)
     graphs = []
@@ -66,7 +67,7 @@ def test_musiq_is_one_graph_for_all_lengths(halved: bool) -> None:
     score = torch.compile(network.score, fullgraph=True, dynamic=True, backend=backend)
     with torch.inference_mode():
         for batch, length in ((2, 30), (3, 50), (5, 41)):
-            x = torch.randn(batch, length, 384)
+            x = torch.randn(batch, length, 64)
             zeros = torch.zeros(batch, length, dtype=torch.int64)
             torch.testing.assert_close(score(x, zeros, zeros, None), network.score(x, zeros, zeros, None))
     assert len(graphs) == 1

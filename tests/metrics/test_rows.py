@@ -14,7 +14,7 @@ from PIL import Image
 
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics import CATALOGUE, rows
+from qualitygate.metrics import CATALOGUE
 from qualitygate.metrics.metric import Metric, Score, Scorer
 from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer
 from qualitygate.tables import storage
@@ -252,7 +252,7 @@ def test_on_a_gpu_formulas_too_take_several_photographs(monkeypatch: pytest.Monk
         return scorer
 
     metric = replace(CATALOGUE["lapm"], load=load)
-    monkeypatch.setattr(rows, "select", lambda *_: [metric])
+    monkeypatch.setattr("qualitygate.metrics.rows.select", lambda *_: [metric])
     photographs = [Photograph(np.full((8, 8, 3), level, np.uint8)) for level in range(5)]
     found = {}
     for device in ("cpu", "cuda"):
