@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from qualitygate.metrics import compiling, crops, half
 from qualitygate.metrics.metric import Device, Scorer
@@ -126,7 +126,11 @@ def fold_norms(backbone: nn.Module) -> None:
         before = f"{stem}.{before}" if stem else before
         conv = names[before]
         assert isinstance(conv, nn.Conv2d)
-        backbone.set_submodule(before, fuse_conv_bn_eval(conv, norm))
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
         backbone.set_submodule(name, nn.Identity())
 
 

@@ -306,10 +306,10 @@ def _headed(head: nn.Sequential, x_NTC: torch.Tensor) -> torch.Tensor:
 
 
 def _across_channels(conv: nn.Conv2d, x_NCT: torch.Tensor) -> torch.Tensor:
-    """A 1 x 1 convolution as a product: (N, C, T) -> (N, T, C')."""
+    """A 1 x 1 convolution as a product: (N, C, T) -> (N, T, C') float32, where another residual stream begins."""
     x_NTC, weight = x_NCT.transpose(1, 2), conv.weight.flatten(1)
     if isinstance(conv, half.HalfConv2d):
-        return half.rounded(F.linear(half.rounded(x_NTC), weight, conv.bias))
+        return half.rounded(F.linear(half.rounded(x_NTC), weight, conv.bias)).to(torch.float32)
     return F.linear(x_NTC, weight, conv.bias)
 
 

@@ -457,7 +457,8 @@ class _Scorer:
     def _run(self, batch: list[_Job]) -> torch.Tensor:
         """The network's outputs, (B,) float64 on the device."""
         longest = batch[0].tokens - 1
-        if batch[-1].tokens != batch[0].tokens:
+        mixed = batch[-1].tokens != batch[0].tokens
+        if mixed:
             # Masks need a length, that of the class token included, of whole eights for the fused kernels.
             longest = -(-(longest + 1) // 8) * 8 - 1
         shape = (len(batch), longest)
@@ -476,7 +477,7 @@ class _Scorer:
             for embedded in self._embedded(pixels, layout):
                 x[rows, start : start + embedded.shape[1]] = embedded.to(x.dtype)
                 start += embedded.shape[1]
-        padding = None if mask.all() else mask.to(self._device)
+        padding = mask.to(self._device) if mixed else None
         values = self._score(x, positions.to(self._device), scales.to(self._device), padding)
         return values.double()
 
