@@ -1,8 +1,7 @@
 """How exactly and how fast networks compute: float32, or half precision on a GPU, interpreted or compiled.
 
 `float32` is the reference. `fast` multiplies float16 numbers and adds them up in float32 on a GPU's matrix units;
-what runs from layer to layer (residual sums, norms) and the last sums stay float32 where the network keeps such a
-stream. A CPU has no faster arithmetic for these networks that keeps within the bounds, so `fast` is float32 there,
+residual sums, layer norms and the last sums stay float32. A CPU has no faster arithmetic for these networks that keeps within the bounds, so `fast` is float32 there,
 and the fingerprint says so: it tells what was computed, not what was asked for.
 
 How far `fast` is from float32 depends on the parameters and the photographs: `qualitygate verify` measures it, and
@@ -20,9 +19,9 @@ Precision = Literal["float32", "fast"]
 HALF = "float16"
 EXACT = "float32"
 
-# Photographs a worker must have before it before compiling pays: it takes about a minute for the three networks
-# once a node (less where the cache is warm), and saves some 5 ms a photograph, most of them MANIQA's.
-COMPILE_FROM = 12_000
+# Photographs that a worker must have before it for compiling to pay: an estimate, from 6 ms a photograph (MANIQA, on
+# an H100) and a minute of compiling. docs/performance.md says what was measured of it.
+COMPILE_FROM = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
