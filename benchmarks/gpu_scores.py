@@ -45,6 +45,8 @@ from qualitygate.metrics.metric import Device, Score, Scorer
 UNTRAINED = Parameters(untrained=True)
 NETWORKS = ("musiq", "maniqa", "hyperiqa")
 GATE = ("lapm", "wavs", "musiq")
+TENSORS = {"lapv": focus_tensors, "lapm": focus_tensors, "wavs": focus_tensors}
+TENSORS |= {"brisque": scene_tensors, "niqe": scene_tensors}
 AT_ONCE = 32  # photographs that a worker hands to a metric together
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 Size = tuple[int, int]  # height, width
@@ -259,11 +261,9 @@ def together(rates: Sequence[float | None]) -> float | None:
 def load(names: Sequence[str], way: Way, device: Device) -> dict[str, Scorer]:
     """Scorers by metric. On a CPU the formulas on tensors, too: those that a GPU runs."""
     metrics = select(names, parameters=UNTRAINED, execution=way.execution)
-    tensors = {"lapv": focus_tensors, "lapm": focus_tensors, "wavs": focus_tensors}
-    tensors |= {"brisque": scene_tensors, "niqe": scene_tensors}
     return {
-        metric.name: tensors[metric.name].load(metric.name, device)
-        if device == "cpu" and metric.name in tensors
+        metric.name: TENSORS[metric.name].load(metric.name, device)
+        if device == "cpu" and metric.name in TENSORS
         else metric.load(device)
         for metric in metrics
     }
@@ -404,6 +404,15 @@ def sizes_table(settings: Settings, loaded: dict[str, Scorer], way: Way, clock: 
         say("| " + " | ".join([title, *cells]) + " |")
 
 
+def formula_on_cpu(name: str, rgbs: Sequence[np.ndarray]) -> tuple[list[Score], str]:
+    """Scores of a formula by its compiled kernel or, without Numba, by the tensors' way; and which."""
+    (metric,) = select([name])
+    try:
+        return ours([metric.load("cpu")], rgbs)[0], "compiled kernels on the CPU"
+    except ImportError:
+        return ours([TENSORS[name].load(name, "cpu")], rgbs)[0], "the same on the CPU (Numba is absent)"
+
+
 def agreement_table(
     settings: Settings, loaded: dict[str, dict[str, Scorer]], ways: Sequence[Way], clock: Clock
 ) -> None:
@@ -414,19 +423,12 @@ def agreement_table(
         if clock.left() <= 0:
             say(f"| {name} | - | - | - | - |")
             continue
-        try:
-            if name in NETWORKS:
-                exact, halves = ours([loaded[EXACT.title][name]], settings.agreeing)[0], ways[1:]
-                others = {way.title: ours([loaded[way.title][name]], settings.agreeing)[0] for way in halves}
-                what = "float32"
-            else:
-                (cpu,) = select([name])
-                exact = ours([cpu.load("cpu")], settings.agreeing)[0]
-                others = {f"on {settings.device}": ours([loaded[EXACT.title][name]], settings.agreeing)[0]}
-                what = "compiled kernels on the CPU"
-        except ImportError as error:
-            say(f"| {name} | - ({error}) | - | - | - |")
-            continue
+        if name in NETWORKS:
+            exact, what = ours([loaded[EXACT.title][name]], settings.agreeing)[0], "float32"
+            others = {way.title: ours([loaded[way.title][name]], settings.agreeing)[0] for way in ways[1:]}
+        else:
+            exact, what = formula_on_cpu(name, settings.agreeing)
+            others = {f"on {settings.device}": ours([loaded[EXACT.title][name]], settings.agreeing)[0]}
         for title, scores in others.items():
             pairs = list(zip(exact, scores, strict=True))
             verdict = comparison.judged(name, "", pairs, min_srcc=0, max_error=float("inf"))
