@@ -21,6 +21,8 @@ def score(
     weights: str | None = None,
     untrained: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "cpu",
+    precision: Literal["float32", "fast"] = "float32",
+    verified: str | None = None,
 ) -> "pa.Table":
     """Scores of images in this process, without Ray: one row for each, as in the score table.
 
@@ -32,6 +34,8 @@ def score(
     max_pixels, max_bytes: larger images are `too_large`.
     weights, untrained: of the networks: a file or a folder, or random ones to try the plumbing.
     device: where the networks run; `auto` takes a GPU where there is one.
+    precision, verified: `fast` for half precision on a GPU, of the metrics that passed in this file of
+        'qualitygate verify'.
 
     Raises `qualitygate.errors.ConfigurationError` for unknown metrics and for things that are no images.
     """
@@ -48,4 +52,6 @@ def score(
         weights=weights,
         untrained=untrained,
         device=device,
+        precision=precision,
+        verified=verified,
     )

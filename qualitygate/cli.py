@@ -23,6 +23,7 @@ from qualitygate.config import (
     StudyConfig,
     StudyPlanConfig,
     SubsetsConfig,
+    VerifyConfig,
     load,
 )
 from qualitygate.errors import (
@@ -153,6 +154,10 @@ def score(
         bool | None, typer.Option(help="Time some photographs first, to choose how many make a task (default on).")
     ] = None,
     gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs, or a fraction of one, a worker.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, or fast: half precision on GPUs where --verified passed it.")
+    ] = None,
+    verified: Annotated[str | None, typer.Option(help="File of 'qualitygate verify', for --precision fast.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="auto, local, or a cluster's address.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of the same keys.")] = None,
 ) -> None:
@@ -208,6 +213,15 @@ def metrics(
         sys.stdout.write(json.dumps(described, indent=1) + "\n")
     else:
         sys.stdout.write(summary.metrics_table(described))
+
+
+@options.verb(app, "verify", VerifyConfig)
+def verify(config: VerifyConfig) -> None:
+    """Is half precision good enough? Measured on your weights and photographs; for 'score --precision fast'."""
+    from qualitygate.metrics import verification as job
+    from qualitygate.report import verification as said
+
+    _say(said.of_run(job.run(config), config.output))
 
 
 @options.verb(app, "robustness", RobustnessConfig)

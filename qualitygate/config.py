@@ -41,7 +41,32 @@ class ScoreConfig(BaseModel):
     )
     measure: bool = Field(True, description="time some photographs first, to choose how many make a task")
     gpus_per_worker: float = Field(1.0, gt=0, description="GPUs, or a fraction of one, for each worker on GPUs")
+    precision: Literal["float32", "fast"] = Field(
+        "float32", description="of the networks; fast: half precision on GPUs, for the metrics that --verified passed"
+    )
+    verified: str | None = Field(None, description="file of 'qualitygate verify', for --precision fast")
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
+
+
+class VerifyConfig(BaseModel):
+    """What `qualitygate verify` does: measure how far half precision is from float32, metric by metric."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str = Field(description="folder, prefix, glob, image or manifest (Parquet, CSV, JSONL)")
+    output: str = Field(description="the file to write, such as precision.json, for 'score --verified'")
+    metrics: tuple[str, ...] | None = Field(None, description="networks by name; default: those whose weights are here")
+    precision: Literal["fast"] = Field("fast", description="what is compared with float32")
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="a GPU such as will score; cpu: only a forecast, with a GPU's roundings"
+    )
+    photographs: int = Field(200, ge=50, description="only the input's first N photographs")
+    min_srcc: float = Field(0.9995, gt=0, le=1, description="least rank correlation with float32")
+    max_error: float = Field(0.005, gt=0, description="largest error, as a share of the spread of the scores")
+    longest_side: int | None = Field(None, ge=16, description="as 'score' will have it")
+    max_pixels: int = Field(100_000_000, ge=1, description="larger photographs are left out")
+    weights: str | None = Field(None, description="file or folder of the networks' parameters; default: the user cache")
+    untrained: bool = Field(False, description="seeded random networks, to try the plumbing")
 
 
 class RobustnessConfig(BaseModel):

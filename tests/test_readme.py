@@ -36,6 +36,7 @@ VERBS = (
     "predict",
     "calibrate",
     "gate",
+    "verify",
     "report",
     "study",
     "subsets",

@@ -40,7 +40,7 @@ def measure(plan: Plan, pending: str) -> Cost | None:
     import ray
 
     # What networks cost on a CPU dwarfs all else, and on a GPU this core says nothing of it.
-    formulas = tuple(metric.name for metric in plan.selected() if metric.device == "cpu")
+    formulas = tuple(metric.name for metric in plan.selected() if not metric.takes_several(plan.device))
     # A plan without formulas still decodes: any cheap one stands for none.
     light = replace(plan, metrics=formulas or ("lapm",), device="cpu", lazy=None)
     task = ray.remote(max_retries=0, num_cpus=1)(_measured).remote(light, pending)

@@ -16,9 +16,10 @@ from qualitygate.cluster.measurement import Cost
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ConfigurationError
 from qualitygate.images.decode import DecodePolicy
-from qualitygate.metrics import Parameters, by_cost, default_names, select
+from qualitygate.metrics import Parameters, by_cost, default_names, select, verification
 from qualitygate.metrics.metric import Device
 from qualitygate.metrics.networks import pinned, published
+from qualitygate.metrics.precision import worth_compiling
 from qualitygate.metrics.rows import Plan
 
 _MAX_BATCH = 32
@@ -135,9 +136,22 @@ def plan_scores(config: ScoreConfig) -> tuple[Plan, list[str]]:
         parameters=pinned(tuple(metric.name for metric in metrics), parameters),
         lazy=vote,
     )
+    if config.precision == "fast":
+        plan, more = _made_fast(config, plan)
+        notes += more
     if made is not None:
         notes += _check_gate(made, plan, untrained=config.untrained)
     return plan, notes
+
+
+def _made_fast(config: ScoreConfig, plan: Plan) -> tuple[Plan, list[str]]:
+    """The plan with half precision for the metrics that passed 'verify', and why others did not."""
+    if config.device != "cuda":
+        raise ConfigurationError(
+            f"--precision fast is for GPUs, and --device is {config.device}: add --device cuda, or leave it out"
+        )
+    execution, notes = verification.execution(plan, config.verified)
+    return replace(plan, execution=execution), notes
 
 
 def gate_voters(gate: Gate) -> list[str]:
@@ -166,6 +180,10 @@ def on_device(config: ScoreConfig, plan: Plan, cluster: session.Cluster) -> tupl
     networks = networks_of(plan)
     notes = []
     if config.device == "cuda" and not cluster.gpus:
+        if plan.execution.fast:
+            raise ConfigurationError(
+                f"--precision fast: the Ray cluster has no GPU for {', '.join(plan.execution.fast)}; leave it out"
+            )
         notes.append("the Ray cluster has no GPU: scoring on its CPUs")
     wanted = config.device == "cuda" or (config.device == "auto" and networks)
     plan = replace(plan, device="cuda" if wanted and cluster.gpus else "cpu")
@@ -184,6 +202,13 @@ def cost_on_cpu(networks: Sequence[str]) -> list[str]:
         for name in networks
         if name.startswith("maniqa")
     ]
+
+
+def compiled(plan: Plan, pool: "Pool", rows: int) -> Plan:
+    """The plan with compiled networks where a GPU has enough photographs before it that compiling pays."""
+    if plan.device != "cuda" or not worth_compiling(rows, pool.workers):
+        return plan
+    return replace(plan, execution=replace(plan.execution, compiled=True))
 
 
 def worth_measuring(config: ScoreConfig, rows: int) -> bool:

@@ -183,7 +183,7 @@ def _stream(
         recorder.pool = planning.plan_pool(config, plan, cluster, rows, cost)
         progress.note("; ".join(str(said) for said in (cost, recorder.pool) if said))
         recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
-        plan = replace(plan, at_once=recorder.pool.batch_size)
+        plan = planning.compiled(replace(plan, at_once=recorder.pool.batch_size), recorder.pool, rows)
         try:
             for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
                 recorder.add(block)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import ray
 
 from qualitygate.cluster import planning
-from qualitygate.errors import ErrorCode, Failure
+from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer, to_table
 from qualitygate.tables import storage
 
@@ -289,6 +289,8 @@ def on_this_machine(plan: Plan, settings: WorkerSettings) -> Plan:
         import torch
 
         if not torch.cuda.is_available():
+            if plan.execution.fast:
+                raise ConfigurationError("--precision fast: a node to which Ray gives a GPU has no CUDA device")
             logger.warning("no CUDA device on this node; scoring on its CPU")
             return replace(plan, device="cpu")
         if settings.gpu_share < 1:

@@ -4,16 +4,31 @@ Importing this package is cheap: compiled kernels, SciPy and torch are imported 
 A ninth metric is one module and one line in `CATALOGUE`.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 from typing import Literal
 
 from qualitygate.errors import ConfigurationError
 from qualitygate.metrics import focus, networks, reference, scene_statistics
+from qualitygate.metrics.loading import on_either
 from qualitygate.metrics.metric import Metric
 from qualitygate.metrics.networks import PUBLISHED, Parameters
+from qualitygate.metrics.precision import REFERENCE, Execution
 
-__all__ = ["CATALOGUE", "PAPER", "PUBLISHED", "Metric", "Parameters", "by_cost", "catalogue", "default_names", "select"]
+__all__ = [
+    "CATALOGUE",
+    "PAPER",
+    "PUBLISHED",
+    "REFERENCE",
+    "Execution",
+    "Metric",
+    "Parameters",
+    "by_cost",
+    "catalogue",
+    "default_names",
+    "select",
+]
 
 Backend = Literal["native", "pyiqa"]
 
@@ -35,13 +50,28 @@ _BY_COST = ("lapv", "lapm", "wavs", "brisque", "niqe", "hyperiqa", "musiq", "man
 PAPER = ("lapv", "lapm", "wavs", "brisque", "niqe", "musiq", "maniqa", "hyperiqa")
 
 
-def catalogue(backend: Backend = "native", parameters: Parameters = PUBLISHED) -> dict[str, Metric]:
-    """The metrics that a backend has, by name; ConfigurationError for an unknown backend."""
+def catalogue(
+    backend: Backend = "native", parameters: Parameters = PUBLISHED, execution: Execution = REFERENCE
+) -> dict[str, Metric]:
+    """The metrics that a backend has, by name; ConfigurationError for an unknown backend.
+
+    execution: how our networks are run; the others know one way only.
+    """
     if backend == "native":
-        return CATALOGUE | networks.catalogue(parameters)
+        formulas = {name: _formula(metric, execution) for name, metric in CATALOGUE.items() if metric.batched}
+        return CATALOGUE | formulas | networks.catalogue(parameters, execution)
     if backend == "pyiqa":
         return reference.catalogue(parameters)
     raise ConfigurationError(f"unknown backend {backend!r}; choose one of native, pyiqa")
+
+
+def _formula(metric: Metric, execution: Execution) -> Metric:
+    """A formula as it is run on a GPU; nothing changes on a CPU."""
+    if not execution.compiled:
+        return metric
+    module = "scene_tensors" if metric.name in ("brisque", "niqe") else "focus_tensors"
+    load = on_either(metric.load, metric.name, f"qualitygate.metrics.{module}", compiled=True)
+    return dataclasses.replace(metric, load=load)
 
 
 def default_names(backend: Backend = "native", parameters: Parameters = PUBLISHED) -> tuple[list[str], dict[str, str]]:
@@ -68,9 +98,14 @@ def by_cost(names: Iterable[str]) -> list[str]:
     return sorted(bases, key=lambda name: _BY_COST.index(bases[name]) if bases[name] in _BY_COST else len(_BY_COST))
 
 
-def select(names: Iterable[str], backend: Backend = "native", parameters: Parameters = PUBLISHED) -> list[Metric]:
+def select(
+    names: Iterable[str],
+    backend: Backend = "native",
+    parameters: Parameters = PUBLISHED,
+    execution: Execution = REFERENCE,
+) -> list[Metric]:
     """The metrics of these names in this order, duplicates dropped; ConfigurationError for an unknown one."""
-    available = catalogue(backend, parameters)
+    available = catalogue(backend, parameters, execution)
     chosen: dict[str, Metric] = {}
     for name in (name.strip() for name in names):
         if name not in available:

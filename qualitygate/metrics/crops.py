@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,14 @@ import torch
 
 from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
+from qualitygate.metrics.memory import is_out_of_memory, pixels
 from qualitygate.metrics.metric import Device, Score
+from qualitygate.metrics.precision import Precision
 from qualitygate.metrics.reference import full_precision
 
 logger = logging.getLogger(__name__)
 
 SIDE = 224
-Precision = Literal["float32"]
 
 # A CPU computes one crop after another: oneDNN and MKL choose their kernels by the shape of the batch, and a
 # score must not depend on its neighbours. A crop alone is work enough for the cores of one worker.
@@ -93,19 +94,21 @@ def _sources(start: int, length: int, factor: float) -> tuple[slice, torch.Tenso
     return slice(first, int(upper[-1]) + 1), lower - first, upper - first, (position - lower).clamp(0, 1)
 
 
-def cut(photograph: Photograph, crop: Crop) -> torch.Tensor:
+def cut(photograph: Photograph, crop: Crop, device: Device = "cpu") -> torch.Tensor:
     """The pixels of a crop: (224, 224, 3), uint8 as they are, or float32 in [0, 1] where they are enlarged.
+
+    On a GPU the photograph is uploaded once, and crops are views of it. What is enlarged comes from the CPU, so
+    that it is the same everywhere; such photographs are small.
 
     Enlarging is bilinear with half-pixel centres (torch's interpolate, mode bilinear, by a scale factor), but
     only for the crop itself: enlarged as a whole, a strip of 3000 x 1 would take 1.8 GB.
     """
-    pixels = torch.from_numpy(photograph.rgb)
     _, _, factor = enlarged(photograph.height, photograph.width)
     if factor == 1:
-        return pixels[crop.top : crop.top + SIDE, crop.left : crop.left + SIDE]
+        return pixels(photograph, device)[crop.top : crop.top + SIDE, crop.left : crop.left + SIDE]
     rows, above, below, down = _sources(crop.top, photograph.height, factor)
     columns, before, after, right = _sources(crop.left, photograph.width, factor)
-    window = pixels[rows, columns].float() / 255
+    window = pixels(photograph, "cpu")[rows, columns].float() / 255
     down, right = down[:, None, None], right[:, None]
     across = window[:, before] * (1 - right) + window[:, after] * right
     return across[above] * (1 - down) + across[below] * down
@@ -114,7 +117,7 @@ def cut(photograph: Photograph, crop: Crop) -> torch.Tensor:
 def stack(crops: Sequence[torch.Tensor], device: Device) -> torch.Tensor:
     """Crops from `cut` on the device as NCHW float32 in [0, 1], channels last in memory."""
     if any(crop.is_floating_point() for crop in crops):
-        crops = [crop if crop.is_floating_point() else crop.float() / 255 for crop in crops]
+        crops = [(crop if crop.is_floating_point() else crop.float() / 255).to(device) for crop in crops]
     pixels_NHWC = torch.stack(list(crops)).to(device)
     if not pixels_NHWC.is_floating_point():
         pixels_NHWC = pixels_NHWC.float() / 255
@@ -130,6 +133,12 @@ class _Task:
     crop: Crop
 
 
+@dataclass(frozen=True, slots=True)
+class _Done:
+    tasks: Sequence[_Task]
+    values_NK: torch.Tensor  # float64, on the device
+
+
 class CropScorer:
     """Scores photographs of mixed sizes by a network on their crops; a Scorer (see metric.py).
 
@@ -138,6 +147,8 @@ class CropScorer:
     count: crops in the grid.
     mean, std: of R, G, B in [0, 1], for the normalisation.
     batch: most crops in one call of the network. It halves, and stays so, when memory doesn't suffice.
+    padded: call the network with `batch` crops or a quarter of them and nothing else, the last ones filled up with
+        zeros: a compiled network is compiled for each shape.
     """
 
     def __init__(
@@ -151,6 +162,7 @@ class CropScorer:
         std: Sequence[float],
         device: Device,
         batch: int,
+        padded: bool = False,
     ) -> None:
         self._evaluate = evaluate
         self._combine = combine
@@ -159,21 +171,23 @@ class CropScorer:
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self._device = device
+        self._padded = padded
         self.batch = batch
 
     def __call__(self, photographs: Sequence[Photograph]) -> list[Score]:
         """The score of each photograph, or why there is none."""
-        totals: list[npt.NDArray[np.float64] | float] = [0.0] * len(photographs)
         failures: dict[int, Failure] = {}
         waiting: list[_Task] = []
+        done: list[_Done] = []
         with torch.inference_mode(), full_precision():
             for task in self._tasks(photographs, failures):
                 waiting.append(task)
                 if len(waiting) >= self.batch:
-                    self._run(waiting, photographs, totals, failures)
+                    self._run(waiting, photographs, done, failures)
                     waiting = []
             if waiting:
-                self._run(waiting, photographs, totals, failures)
+                self._run(waiting, photographs, done, failures)
+            totals = _totals(done, len(photographs))
         return [failures[i] if i in failures else self._score(np.asarray(total)) for i, total in enumerate(totals)]
 
     def _tasks(self, photographs: Sequence[Photograph], failures: dict[int, Failure]) -> Iterator[_Task]:
@@ -190,14 +204,16 @@ class CropScorer:
         self,
         tasks: list[_Task],
         photographs: Sequence[Photograph],
-        totals: list[npt.NDArray[np.float64] | float],
+        done: list[_Done],
         failures: dict[int, Failure],
     ) -> None:
-        """Add the crops' values to their photographs' totals; halves of the batch where memory ends."""
+        """Compute the crops' values; in halves of the batch where memory ends."""
         tasks = [task for task in tasks if task.owner not in failures]
-        for begin in range(0, len(tasks), self.batch):
-            part = tasks[begin : begin + self.batch]
-            values = self._attempt(part, photographs)
+        begin = 0
+        while begin < len(tasks):
+            size = self._size(len(tasks) - begin)
+            part = tasks[begin : begin + size]
+            values = self._attempt(part, photographs, size)
             if isinstance(values, str):
                 # The failed attempt's tensors are gone with its frame: now its memory can be given back.
                 if self._device == "cuda":
@@ -209,18 +225,27 @@ class CropScorer:
                 else:
                     self.batch = len(part) // 2
                     logger.warning("%s: no memory for %d crops; going on with %d", self._name, len(part), self.batch)
-                self._run(tasks[begin:], photographs, totals, failures)
+                self._run(tasks[begin:], photographs, done, failures)
                 return
-            for task, value in zip(part, values, strict=True):
-                totals[task.owner] = totals[task.owner] + task.crop.times * value
+            done.append(_Done(part, values))
+            begin += len(part)
 
-    def _attempt(self, tasks: Sequence[_Task], photographs: Sequence[Photograph]) -> npt.NDArray[np.float64] | str:
-        """(N, K), or in words that there was not enough memory."""
+    def _size(self, left: int) -> int:
+        """Crops of the next call, where so many are left."""
+        quarter = -(-self.batch // 4)
+        return quarter if self._padded and -(-left // quarter) * quarter < self.batch else self.batch
+
+    def _attempt(self, tasks: Sequence[_Task], photographs: Sequence[Photograph], size: int) -> torch.Tensor | str:
+        """(N, K) on the device, or in words that there was not enough memory.
+
+        On a GPU the values are still being computed when this returns, while the CPU prepares the next ones.
+        """
         try:
-            pixels_NCHW = stack([cut(photographs[task.owner], task.crop) for task in tasks], self._device)
-            values_NK = self._evaluate((pixels_NCHW - self._mean) / self._std)
-            result: npt.NDArray[np.float64] = values_NK.double().cpu().numpy()
-            return result
+            cuts = [cut(photographs[task.owner], task.crop, self._device) for task in tasks]
+            pixels_NCHW = (stack(cuts, self._device) - self._mean) / self._std
+            if self._padded and len(tasks) < size:
+                pixels_NCHW = filled_up(pixels_NCHW, size)
+            return self._evaluate(pixels_NCHW)[: len(tasks)].double()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -231,21 +256,20 @@ class CropScorer:
         return score if math.isfinite(score) else Failure(ErrorCode.NON_FINITE, f"{self._name} gave {total.tolist()}")
 
 
-# Where torch has no exception of its own: its CPU allocator, oneDNN, cuBLAS and cuDNN.
-_OUT_OF_MEMORY = (
-    "DefaultCPUAllocator",
-    "could not create a memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
+def filled_up(x_NCHW: torch.Tensor, size: int) -> torch.Tensor:
+    """The same with zeros behind, (size, C, H, W), in the same order in memory."""
+    filled = x_NCHW.new_zeros((size, *x_NCHW.shape[1:])).contiguous(memory_format=torch.channels_last)
+    filled[: len(x_NCHW)] = x_NCHW
+    return filled
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that memory, the CPU's or the GPU's, didn't suffice."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+def _totals(done: Sequence[_Done], photographs: int) -> list[npt.NDArray[np.float64] | float]:
+    """The sum of each photograph's values over its grid."""
+    totals: list[npt.NDArray[np.float64] | float] = [0.0] * photographs
+    for part in done:
+        for task, value in zip(part.tasks, part.values_NK.cpu().numpy(), strict=True):
+            totals[task.owner] = totals[task.owner] + task.crop.times * value
+    return totals
 
 
 # ---- parameters ------------------------------------------------------------------------------------------
@@ -290,9 +314,11 @@ def check_state(network: torch.nn.Module, state: Mapping[str, torch.Tensor], nam
 
 
 def check_precision(precision: str, name: str) -> None:
-    """ConfigurationError unless the precision is one that crops are computed in."""
-    if precision != "float32":
-        raise ConfigurationError(f"{name} has no precision {precision!r}; it is computed in float32")
+    """ConfigurationError unless the precision is one that networks are computed in."""
+    if precision not in get_args(Precision):
+        raise ConfigurationError(
+            f"{name} has no precision {precision!r}; choose one of {', '.join(get_args(Precision))}"
+        )
 
 
 def seeded_uniform(key: str, shape: Sequence[int], seed: int, low: float, high: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics.loading import one_by_one
+from qualitygate.metrics.loading import on_either, one_by_one
 from qualitygate.metrics.metric import Metric, Score
 
 STRIP = 64  # rows (or pairs of them) that the variants hold in float64 at a time
@@ -61,7 +61,7 @@ def wavs(photograph: Photograph) -> Score:
     """
     from qualitygate.metrics import focus_kernels as kernels
 
-    high, back = _filters()
+    high, back = wavelet_filters()
     total = kernels.wavelet_sum(np.ascontiguousarray(photograph.rgb), high, back)
     return float(total) / (1000 * photograph.height * photograph.width)
 
@@ -118,7 +118,7 @@ def luma_of(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     return np.asarray((weighted + 114 * rgb[..., 2].astype(np.int64)) / 1000)
 
 
-def _filters() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def wavelet_filters() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """db6's high-pass filters as the kernels take them: analysis; synthesis, even taps and then odd ones."""
     import pywt
 
@@ -127,7 +127,10 @@ def _filters() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     return np.array(wavelet.dec_hi), np.concatenate([back[-2::-2], back[::-2]])
 
 
-def _focus(name: str, score: Callable[[Photograph], Score], *modules: str, **facts: Any) -> Metric:
+def _focus(
+    name: str, score: Callable[[Photograph], Score], *modules: str, batched: bool = False, **facts: Any
+) -> Metric:
+    load = one_by_one(score, *modules)
     return Metric(
         name=name,
         version=1,
@@ -138,7 +141,8 @@ def _focus(name: str, score: Callable[[Photograph], Score], *modules: str, **fac
         device="cpu",
         parameters_sha256=lambda: None,
         unavailable=lambda: None,
-        load=one_by_one(score, *modules),
+        load=on_either(load, name, "qualitygate.metrics.focus_tensors") if batched else load,
+        batched=batched,
         **facts,
     )
 
@@ -151,6 +155,7 @@ LAPV = _focus(
     KERNELS,
     unit="squared grey levels",
     reference="Pech-Pacheco 2000; Pertuz 2013 and his fmeasure.m (LAPV)",
+    batched=True,
 )
 LAPM = _focus(
     "lapm",
@@ -158,6 +163,7 @@ LAPM = _focus(
     KERNELS,
     unit="grey levels",
     reference="Nayar, Nakagawa 1994; Pertuz 2013 and his fmeasure.m (LAPM)",
+    batched=True,
 )
 WAVS = _focus(
     "wavs",
@@ -166,6 +172,7 @@ WAVS = _focus(
     "pywt",
     unit="grey levels",
     reference="Yang, Nelson 2003; Pertuz 2013 and his fmeasure.m (WAVS)",
+    batched=True,
 )
 LAPV_CV2 = _focus(
     "lapv-cv2",

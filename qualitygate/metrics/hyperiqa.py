@@ -20,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from qualitygate.metrics import crops
+from qualitygate.metrics import compiling, crops, half
 from qualitygate.metrics.metric import Device, Scorer
+from qualitygate.metrics.precision import Precision
 
 CROPS = 25
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -89,11 +91,16 @@ class HyperIqa(nn.Module):
         )
         self.fc_b_modules = nn.ModuleList([_pooled(outputs) for _, outputs in layers])
 
+    def halve(self) -> None:
+        """Compute the backbone and what reads it in half precision; the written network stays float32."""
+        fold_norms(self.base_model)
+        half.convert(self, keep=lambda name: name.startswith(("fc_w_modules", "fc_b_modules")))
+
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         """The score of each crop: (N, 3, 224, 224), ImageNet-normalised -> (N,)."""
         stages = self.base_model(x_NCHW)
         x = torch.cat([local(stage) for local, stage in zip(self.lda_modules, stages, strict=True)], dim=1)[:, :, None]
-        content = self.conv1(stages[-1])
+        x, content = x.to(torch.float32), self.conv1(stages[-1]).to(torch.float32)
         last = len(self.fc_w_modules) - 1
         for index, (write_weight, write_bias) in enumerate(zip(self.fc_w_modules, self.fc_b_modules, strict=True)):
             # Weights are read from the map in the order channel, row, column, whatever its order in memory.
@@ -102,6 +109,29 @@ class HyperIqa(nn.Module):
             if index < last:
                 x = x.sigmoid()
         return x[:, 0, 0]
+
+
+def fold_norms(backbone: nn.Module) -> None:
+    """Put each batch norm of a ResNet into the convolution before it: its numbers are constants here.
+
+    In float32, before anything is rounded.
+    """
+    names = dict(backbone.named_modules())
+    for name, norm in names.items():
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        # timm's names: conv1 and bn1 and so on, and 0 and 1 of a shortcut.
+        stem, _, last = name.rpartition(".")
+        before = last.replace("bn", "conv") if last.startswith("bn") else str(int(last) - 1)
+        before = f"{stem}.{before}" if stem else before
+        conv = names[before]
+        assert isinstance(conv, nn.Conv2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        backbone.set_submodule(name, nn.Identity())
 
 
 def _local(channels: int, reduced: int, cells: int) -> nn.Sequential:
@@ -149,13 +179,20 @@ def _seeded(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def load(
-    state_dict: Mapping[str, torch.Tensor], preset: Preset, device: Device, precision: crops.Precision = "float32"
+    state_dict: Mapping[str, torch.Tensor],
+    preset: Preset,
+    device: Device,
+    precision: Precision = "float32",
+    *,
+    compiled: bool = False,
 ) -> Scorer:
     """The scorer of a preset with these parameters; ConfigurationError unless keys and shapes match exactly."""
     crops.check_precision(precision, preset.name)
     network = _empty()
     crops.load_strictly(network, state_dict, preset.name)
     network.requires_grad_(False).eval().to(device=device, dtype=torch.float32)
+    if precision == "fast":
+        network.halve()
     network.to(memory_format=torch.channels_last)
 
     def evaluate(x_NCHW: torch.Tensor) -> torch.Tensor:
@@ -163,7 +200,7 @@ def load(
         return values[:, None]
 
     return crops.CropScorer(
-        evaluate,
+        compiling.Compiled(evaluate, preset.name, dynamic=False) if compiled else evaluate,
         _photograph_score,
         name=preset.name,
         count=CROPS,
@@ -171,6 +208,7 @@ def load(
         std=STD,
         device=device,
         batch=GPU_BATCH if device == "cuda" else crops.CPU_BATCH,
+        padded=compiled,
     )
 
 

@@ -13,11 +13,15 @@ import pyarrow as pa
 
 from qualitygate.errors import ConfigurationError, Failure, ImageError
 from qualitygate.images.decode import DecodePolicy, photograph_of
-from qualitygate.metrics import Parameters, default_names
+from qualitygate.metrics import Parameters, default_names, verification
 from qualitygate.metrics.metric import Device
 from qualitygate.metrics.networks import pinned
+from qualitygate.metrics.precision import Precision, worth_compiling
 from qualitygate.metrics.rows import MAX_BYTES, Plan, Prepared, Request, RowScorer, to_table
 from qualitygate.tables import scores, storage
+
+# Enough that batches are full; what they hold is bounded by pixels.
+_AT_ONCE_ON_GPU = 32
 
 
 def score(
@@ -31,6 +35,8 @@ def score(
     weights: str | None = None,
     untrained: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "cpu",
+    precision: Precision = "float32",
+    verified: str | None = None,
 ) -> pa.Table:
     """One row for each image, in order, with the columns and the numbers of the score table.
 
@@ -40,8 +46,10 @@ def score(
     longest_side: scoring resolution in pixels; default: each image's own.
     weights: file or folder of the networks' parameters; default: the user cache.
     untrained: seeded random networks, to try the plumbing; such scores mean nothing, and their fingerprint says so.
-    device: where the networks run; `auto` takes a GPU where there is one, and `cuda` without one is the CPU with a
-        warning.
+    device: `cpu`; `cuda` for all metrics on a GPU, or without one on the CPU with a warning; `auto` takes a GPU where
+        there is one and a network is asked for.
+    precision: `fast` for half precision on a GPU, of the metrics that passed in the file `verified` of
+        'qualitygate verify'; others, and all on a CPU, are float32, and every row says by its fingerprint which.
 
     `image_id` is the path as given, or the position for images without one. An image that can't be read or
     scored gets a row that says why, as in the job. Raises ConfigurationError for unknown metrics and for things
@@ -58,8 +66,18 @@ def score(
         max_bytes=max_bytes,
         parameters=pinned(asked, parameters),
     )
-    if device != "cpu" and any(metric.device == "gpu" for metric in plan.selected()):
+    networks = any(metric.device == "gpu" for metric in plan.selected())
+    if device == "cuda" or (device == "auto" and networks):
         plan = replace(plan, device=_present(device))
+    if precision == "fast":
+        execution, notes = verification.execution(plan, verified)
+        for note in notes:
+            warnings.warn(note, stacklevel=3)
+        plan = replace(plan, execution=execution)
+    if plan.device == "cuda":
+        count = len(images) if hasattr(images, "__len__") else 0
+        compiled = worth_compiling(count, workers=1)
+        plan = replace(plan, at_once=_AT_ONCE_ON_GPU, execution=replace(plan.execution, compiled=compiled))
     for metric in plan.selected():
         if reason := metric.unavailable():
             raise ConfigurationError(f"{metric.name} can't be computed: {reason}")
@@ -74,7 +92,7 @@ def _present(asked: Literal["auto", "cuda"]) -> Device:
     if torch.cuda.is_available():
         return "cuda"
     if asked == "cuda":
-        warnings.warn("there is no CUDA device: the networks run on the CPU, slowly", stacklevel=4)
+        warnings.warn("there is no CUDA device: everything runs on the CPU, networks slowly", stacklevel=4)
     return "cpu"
 
 

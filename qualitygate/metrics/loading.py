@@ -1,4 +1,4 @@
-"""From a function of one photograph to a metric's `load`."""
+"""A metric's `load`: from a function of one photograph, or on a GPU from one of many."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -32,6 +32,20 @@ def one_by_one(
         def scorer(photographs: Sequence[Photograph]) -> list[Score]:
             return [score_or_failure(photograph) for photograph in photographs]
 
+        return scorer
+
+    return load
+
+
+def on_either(
+    on_cpu: Callable[[Device], Scorer], name: str, module: str, *, compiled: bool = False
+) -> Callable[[Device], Scorer]:
+    """A `load` that takes `on_cpu` on a CPU, and on a GPU the `load` of a module that computes on tensors."""
+
+    def load(device: Device) -> Scorer:
+        if device == "cpu":
+            return on_cpu(device)
+        scorer: Scorer = importlib.import_module(module).load(name, device, compiled=compiled)
         return scorer
 
     return load

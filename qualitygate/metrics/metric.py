@@ -35,6 +35,8 @@ class Metric:
         load: device -> scorer. Called once in each worker.
         trained: False for seeded random parameters, whose scores mean nothing; marked wherever they show.
         implementation: whose code computes it, with its version where it isn't ours; part of the fingerprint.
+        precision: of the arithmetic; part of the fingerprint.
+        batched: a "cpu" metric that a GPU computes too, for several photographs at once, to the same scores.
     """
 
     name: str
@@ -53,6 +55,11 @@ class Metric:
     backend: Literal["native", "pyiqa"] = "native"
     implementation: str = "qualitygate"
     trained: bool = True
+    batched: bool = False
+
+    def takes_several(self, device: Device) -> bool:
+        """Whether it gains from several photographs at once on this device."""
+        return self.device == "gpu" or (self.batched and device == "cuda")
 
     @property
     def direction(self) -> Literal["higher", "lower"]:

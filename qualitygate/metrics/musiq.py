@@ -9,25 +9,23 @@ Suffixes of tensors: B photographs, T tokens, N patches of any photographs, C ch
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from qualitygate.errors import ErrorCode, Failure, ImageError
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics import musiq_tokens
-from qualitygate.metrics.crops import check_precision, is_out_of_memory, load_strictly, seeded_uniform
+from qualitygate.metrics import compiling, half, memory, musiq_tokens
+from qualitygate.metrics.crops import check_precision, load_strictly, seeded_uniform
+from qualitygate.metrics.memory import is_out_of_memory
 from qualitygate.metrics.metric import Device, Score, Scorer
+from qualitygate.metrics.precision import Precision
 from qualitygate.metrics.reference import full_precision
 
 logger = logging.getLogger(__name__)
-
-Precision = Literal["float32"]
 
 STEM = 64  # channels of the patch encoder
 SHRINK = 4  # a patch's side in pixels to its side in features
@@ -77,14 +75,35 @@ class StandardisedConv(nn.Conv2d):
 
     The deviation is that of a sample (N - 1), as where the PyTorch checkpoints came from; the release in JAX
     divides by N. The normalisation that follows each of these removes the factor but for its epsilon.
+
+    halved: compute in half precision. frozen: `weight` holds the standardised kernels.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, bias=False)
+        self.frozen = False
+        self.halved = False
+
+    def standardised(self) -> torch.Tensor:
+        """The kernels that convolve."""
+        if self.frozen:
+            return self.weight
+        kernel = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return kernel / (kernel.std((1, 2, 3), keepdim=True) + 1e-5)
+
+    def freeze(self, *, halved: bool) -> None:
+        """Standardise once instead of at each call."""
+        kernel = self.standardised()
+        self.weight = nn.Parameter(half.within_reach(kernel) if halved else kernel, requires_grad=False)
+        self.frozen, self.halved = True, halved
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        kernel = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        kernel = kernel / (kernel.std((1, 2, 3), keepdim=True) + 1e-5)
+        if self.halved:
+            return half.rounded(self._convolved(half.rounded(input)))
+        return self._convolved(input)
+
+    def _convolved(self, input: torch.Tensor) -> torch.Tensor:
+        kernel = self.standardised()
         # What an even side lacks to be covered by strides; the odd pixel goes right and below.
         missing = self.kernel_size[0] - self.stride[0]
         if missing % 2 == 0:
@@ -137,10 +156,14 @@ class Attention(nn.Module):
             linear(x).unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2)
             for linear, x in ((self.query, asking), (self.key, asked), (self.value, asked))
         )
-        mixed = [
-            functional.scaled_dot_product_attention(block, key, value, attn_mask=mask)
-            for block in query.split(QUERIES, dim=2)
-        ]
+        if query.is_cuda:
+            # Its kernels are fused whatever the mask.
+            mixed = [functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)]
+        else:
+            mixed = [
+                functional.scaled_dot_product_attention(block, key, value, attn_mask=mask)
+                for block in query.split(QUERIES, dim=2)
+            ]
         return self.out(torch.cat(mixed, dim=2).transpose(1, 2).flatten(2))
 
 
@@ -231,11 +254,27 @@ class Musiq(nn.Module):
         if preset.classes > 1:
             self.head = nn.Sequential(self.head, nn.Softmax(dim=-1))
 
+    def freeze(self, *, halved: bool) -> None:
+        """Make of the parameters once what scoring needs: standardised kernels, and rounded ones where `halved`.
+
+        In half precision the residual sums, the norms of the transformer and the head stay float32.
+        """
+        for module in self.modules():
+            if isinstance(module, StandardisedConv):
+                module.freeze(halved=halved)
+        if halved:
+            half.convert(self, keep=lambda name: name.startswith("head"))
+
     def embed(self, patches_NCHW: torch.Tensor) -> torch.Tensor:
         """Patches (N, 3, 32, 32) in [-1, 1], each on its own, to vectors (N, width)."""
         x = functional.relu(self.gn_root(self.conv_root(patches_NCHW)))
         # "SAME" for an even side; after the ReLU a border of zeros never wins.
-        x = functional.max_pool2d(functional.pad(x, (0, 1, 0, 1)), 3, 2)
+        x = functional.pad(x, (0, 1, 0, 1))
+        if x.is_cuda:
+            x = functional.max_pool2d(x, 3, 2)
+        else:
+            # A CPU pools many times as fast with the channels last; convolutions keep the order that fixes their bits.
+            x = functional.max_pool2d(x.contiguous(memory_format=torch.channels_last), 3, 2).contiguous()
         x = self.block1(x)
         # Pixel by pixel, as the parameters were learnt in TensorFlow.
         return self.embedding(x.permute(0, 2, 3, 1).flatten(1))
@@ -344,11 +383,17 @@ class _Job:
 class _Scorer:
     """A loaded network and how many tokens its device takes at once."""
 
-    def __init__(self, network: Musiq, device: Device, name: str) -> None:
+    def __init__(self, network: Musiq, device: Device, name: str, *, compiled: bool = False) -> None:
         self._network = network
         self._device = device
         self._name = name
         self._budget = BATCH_TOKENS[device]
+        self._padded = compiled
+        self._embed: Callable[..., torch.Tensor] = network.embed
+        self._score: Callable[..., torch.Tensor] = network.score
+        if compiled:
+            self._embed = compiling.Compiled(network.embed, name, dynamic=False)
+            self._score = compiling.Compiled(network.score, name, dynamic=True)
 
     def __call__(self, photographs: Sequence[Photograph]) -> list[Score]:
         scores: dict[int, Score] = {}
@@ -361,9 +406,11 @@ class _Scorer:
             else:
                 jobs.append(_Job(place, photograph, layout))
         with torch.inference_mode(), full_precision():
-            for batch in self._batches(jobs):
-                for job, score in zip(batch, self._scores(batch), strict=True):
-                    scores[job.place] = score
+            done = [found for batch in self._batches(jobs) for found in self._scores(batch)]
+            # A GPU is waited for once, here; until now it computed while the CPU prepared the next batch.
+            for batch, values in done:
+                found = [values] * len(batch) if isinstance(values, Failure) else map(self._checked, values.tolist())
+                scores |= zip((job.place for job in batch), found, strict=True)
         return [scores[place] for place in range(len(photographs))]
 
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
@@ -377,23 +424,23 @@ class _Scorer:
             yield waiting[:taken]
             waiting = waiting[taken:]
 
-    def _scores(self, batch: list[_Job]) -> list[Score]:
+    def _scores(self, batch: list[_Job]) -> list[tuple[list[_Job], torch.Tensor | Failure]]:
         """Scores of a batch; out of memory, of its halves, down to one photograph, which then fails."""
         values = self._values(batch)
         if values is not None:
-            return [self._checked(value) for value in values]
+            return [(batch, values)]
         if self._device == "cuda":
             torch.cuda.empty_cache()
         if len(batch) == 1:
             photograph = batch[0].photograph
             size = f"{photograph.width} x {photograph.height} pixels, {batch[0].tokens} tokens"
-            return [Failure(ErrorCode.OUT_OF_MEMORY, f"{self._name}: no memory for {size}")]
+            return [(batch, Failure(ErrorCode.OUT_OF_MEMORY, f"{self._name}: no memory for {size}"))]
         half = (len(batch) + 1) // 2
         self._budget = min(self._budget, half * batch[0].tokens)
         logger.warning("%s: no memory for %d photographs; going on with %d", self._name, len(batch), half)
         return self._scores(batch[:half]) + self._scores(batch[half:])
 
-    def _values(self, batch: list[_Job]) -> list[float] | None:
+    def _values(self, batch: list[_Job]) -> torch.Tensor | None:
         """The network's outputs, or None where memory was short; by then its tensors are gone."""
         try:
             return self._run(batch)
@@ -407,8 +454,13 @@ class _Scorer:
             return value
         return Failure(ErrorCode.NON_FINITE, f"{self._name} gave {value}")
 
-    def _run(self, batch: list[_Job]) -> list[float]:
+    def _run(self, batch: list[_Job]) -> torch.Tensor:
+        """The network's outputs, (B,) float64 on the device."""
         longest = batch[0].tokens - 1
+        mixed = batch[-1].tokens != batch[0].tokens
+        if mixed:
+            # Masks need a length, that of the class token included, of whole eights for the fused kernels.
+            longest = -(-(longest + 1) // 8) * 8 - 1
         shape = (len(batch), longest)
         x = torch.zeros(*shape, self._network.embedding.out_features, device=self._device)
         positions, scales = torch.zeros(2, *shape, dtype=torch.int64).unbind()
@@ -420,30 +472,50 @@ class _Scorer:
             mask[row, :length] = True
             same.setdefault(job.layout, []).append(row)
         for layout, rows in same.items():
-            pixels = torch.from_numpy(np.stack([batch[row].photograph.rgb for row in rows]))
+            pixels = torch.stack([memory.pixels(batch[row].photograph, self._device) for row in rows])
             start = 0
-            for embedded in self._embedded(pixels.to(self._device), layout):
-                x[rows, start : start + embedded.shape[1]] = embedded
+            for embedded in self._embedded(pixels, layout):
+                x[rows, start : start + embedded.shape[1]] = embedded.to(x.dtype)
                 start += embedded.shape[1]
-        padding = None if mask.all() else mask.to(self._device)
-        values = self._network.score(x, positions.to(self._device), scales.to(self._device), padding)
-        return values.double().tolist()
+        padding = mask.to(self._device) if mixed else None
+        values = self._score(x, positions.to(self._device), scales.to(self._device), padding)
+        return values.double()
 
     def _embedded(self, pixels_BHWC: torch.Tensor, layout: tuple[musiq_tokens.Scale, ...]) -> Iterator[torch.Tensor]:
         """Embedded patches of photographs of one size, in order: (B, n, width) at a time."""
         most = ENCODER_PATCHES[self._device]
         for patches in musiq_tokens.patches(pixels_BHWC, layout, most):
-            parts = [self._network.embed(part) for part in patches.flatten(0, 1).split(most)]
-            yield torch.cat(parts).unflatten(0, patches.shape[:2])
+            count = patches.shape[0] * patches.shape[1]
+            parts = [self._embed(part) for part in self._parts(patches.flatten(0, 1), most)]
+            yield torch.cat(parts)[:count].unflatten(0, patches.shape[:2])
+
+    def _parts(self, patches_NCHW: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+        """At most `most` patches at once; a compiled encoder sees `most` or an eighth, filled up, and nothing else."""
+        if not self._padded:
+            yield from patches_NCHW.split(most)
+            return
+        eighth, start = most // 8, 0
+        while start < len(patches_NCHW):
+            left = len(patches_NCHW) - start
+            size = most if left > most - eighth else eighth
+            yield functional.pad(patches_NCHW[start : start + size], (0, 0, 0, 0, 0, 0, 0, max(size - left, 0)))
+            start += size
 
 
 def load(
-    state_dict: Mapping[str, torch.Tensor], preset: Preset, device: Device, precision: Precision = "float32"
+    state_dict: Mapping[str, torch.Tensor],
+    preset: Preset,
+    device: Device,
+    precision: Precision = "float32",
+    *,
+    compiled: bool = False,
 ) -> Scorer:
     """A scorer of photographs of any sizes with these parameters.
 
-    On a CPU a score is bit-equal for any batch, order and neighbours; in float32 on a GPU it moves in its
-    last digits with the shapes of the batch.
+    On a CPU a score is bit-equal for any batch, order and neighbours; on a GPU it moves in the last digits of its
+    precision with the shapes of the batch.
     """
     check_precision(precision, preset.name)
-    return _Scorer(network(state_dict, preset).to(device), device, preset.name)
+    loaded = network(state_dict, preset).to(device)
+    loaded.freeze(halved=precision == "fast")
+    return _Scorer(loaded, device, preset.name, compiled=compiled)

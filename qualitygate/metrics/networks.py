@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qualitygate.errors import ConfigurationError
+from qualitygate.metrics import precision as precisions
 from qualitygate.metrics import weights
 from qualitygate.metrics.metric import Device, Metric, Scorer
+from qualitygate.metrics.precision import REFERENCE, Execution, Precision
 from qualitygate.metrics.weights import Located
 from qualitygate.tables import storage
 
@@ -75,18 +77,28 @@ NETWORKS: dict[str, Network] = {
 }
 
 
-def catalogue(parameters: Parameters = PUBLISHED) -> dict[str, Metric]:
-    """The networks as metrics, bound to where their parameters come from."""
-    return {name: metric(network, parameters) for name, network in NETWORKS.items()}
+def catalogue(parameters: Parameters = PUBLISHED, execution: Execution = REFERENCE) -> dict[str, Metric]:
+    """The networks as metrics, bound to where their parameters come from and to how they are run."""
+    return {name: metric(network, parameters, execution) for name, network in NETWORKS.items()}
 
 
-def metric(network: Network, parameters: Parameters) -> Metric:
-    """One network as a metric. Nothing is read before it is asked for."""
+def metric(network: Network, parameters: Parameters, execution: Execution = REFERENCE) -> Metric:
+    """One network as a metric. Nothing is read before it is asked for.
+
+    Its precision is what `load` computes in, on whatever device: half precision where `execution` says so.
+    """
+    precision: Precision = "fast" if network.name in execution.fast else "float32"
 
     def load(device: Device) -> Scorer:
         module = importlib.import_module(f"qualitygate.metrics.{network.module}")
         with naming_the_file(network, parameters):
-            scorer: Scorer = module.load(state_dict(network, parameters), module.PRESETS[network.name], device)
+            scorer: Scorer = module.load(
+                state_dict(network, parameters),
+                module.PRESETS[network.name],
+                device,
+                precision,
+                compiled=execution.compiled and device == "cuda",
+            )
         return scorer
 
     return Metric(
@@ -102,7 +114,7 @@ def metric(network: Network, parameters: Parameters) -> Metric:
         parameters_sha256=lambda: _sha256(network, parameters),
         unavailable=lambda: _unavailable(network, parameters),
         load=load,
-        precision="float32",
+        precision=precisions.stored(precision),
         trained=not parameters.untrained,
     )
 

@@ -68,16 +68,17 @@ def _write_niqe(folder: Path) -> Path:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Without TF32: emulated in convolutions it moved BRISQUE by up to 9 points."""
+    """Without TF32: emulated in convolutions it moved BRISQUE by up to 9 points. Sums of float16 in float32."""
     import torch
 
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction
+    matmul.allow_tf32 = matmul.allow_fp16_reduced_precision_reduction = False
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction = before
 
 
 def _loader(name: str, smallest: int, write: Callable[[Path], Path]) -> Callable[[Device], Scorer]:
@@ -127,6 +128,7 @@ def _stock(metric: Metric, smallest: int, write: Callable[[Path], Path]) -> Metr
         unavailable=unavailable,
         load=_loader(metric.name, smallest, write),
         precision="float32",
+        batched=False,
         backend="pyiqa",
         implementation=_implementation(),
     )

@@ -1,6 +1,6 @@
 """From an image to its row: fetch, decode once, score with every metric, and say what went wrong where.
 
-Formulas are computed photograph by photograph; networks take several photographs at once:
+On a CPU formulas are computed photograph by photograph; networks, and on a GPU all metrics, take several at once:
 
     fetch → prepare (decode, formulas) ─┐
     fetch → prepare                    ─┼→ finished (networks, for the group) → rows
@@ -27,7 +27,7 @@ import pyarrow as pa
 from qualitygate.errors import RETRIED_CODES, ErrorCode, Failure, ImageError
 from qualitygate.images.decode import Box, Decoded, DecodePolicy, decode
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics import PUBLISHED, Parameters, select
+from qualitygate.metrics import PUBLISHED, REFERENCE, Execution, Parameters, select
 from qualitygate.metrics.metric import Device, Metric, Score, Scorer
 from qualitygate.tables import scores, storage
 
@@ -63,6 +63,7 @@ class Plan:
     """All that decides a score, and what one image may cost. Travels to the workers.
 
     at_once: photographs that networks are given together; changes no score.
+    execution: how networks are run on a GPU; a CPU knows the reference only, and fingerprints say what it computes.
     lazy: leaves out what a gate's vote doesn't need; metrics are then best in order of their cost.
     """
 
@@ -74,10 +75,12 @@ class Plan:
     parameters: Parameters = PUBLISHED
     at_once: int = 8
     lazy: LazyVote | None = None
+    execution: Execution = REFERENCE
 
     def selected(self) -> list[Metric]:
         """The metrics themselves, in order."""
-        return select(self.metrics, self.backend, self.parameters)
+        execution = self.execution if self.device == "cuda" else REFERENCE
+        return select(self.metrics, self.backend, self.parameters, execution)
 
     def definitions(self) -> dict[str, dict[str, dict[str, Any]]]:
         """By metric and region, all that a score depends on besides the bytes: what its fingerprint stands for."""
@@ -246,9 +249,9 @@ class RowScorer:
 
     def _formulas(self, row: Row, previous: Row | None, photograph: Photograph, wanted: Sequence[Metric]) -> Prepared:
         for metric in wanted:
-            if metric.device == "cpu" and not self._needless(row, metric):
+            if not metric.takes_several(self._plan.device) and not self._needless(row, metric):
                 self._store(row, metric, self._scores(metric, [photograph])[0])
-        networks = [metric for metric in wanted if metric.device == "gpu"]
+        networks = [metric for metric in wanted if metric.takes_several(self._plan.device)]
         waiting = tuple(metric for metric in networks if not self._needless(row, metric))
         if not waiting:
             return Prepared(row=_with_status(row, previous))

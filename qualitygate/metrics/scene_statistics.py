@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics.loading import one_by_one
+from qualitygate.metrics.loading import on_either, one_by_one
 from qualitygate.metrics.metric import Device, Metric, Score, Scorer
 
 Floats = npt.NDArray[np.float64]
@@ -215,14 +215,24 @@ def brisque_score(features: Floats) -> float:
     return float((np.exp(-machine["gamma"] * distances) * machine["coefficients"]).sum() - machine["rho"])
 
 
-def brisque(photograph: Photograph) -> Score:
-    """BRISQUE of one photograph, about 0 to 100 (it can be negative); lower is better."""
+BRISQUE_FLAT = "the luma is constant, and BRISQUE describes its variation"
+
+
+def too_small_for_brisque(photograph: Photograph) -> Failure | None:
+    """Why the photograph's size has no BRISQUE, if so."""
     smallest = min(photograph.height, photograph.width)
     if smallest < BRISQUE_SMALLEST:
         return Failure(ErrorCode.TOO_SMALL, f"{smallest} px on a side; BRISQUE needs {BRISQUE_SMALLEST} or more")
+    return None
+
+
+def brisque(photograph: Photograph) -> Score:
+    """BRISQUE of one photograph, about 0 to 100 (it can be negative); lower is better."""
+    if failure := too_small_for_brisque(photograph):
+        return failure
     if is_constant(photograph):
-        return Failure(ErrorCode.FLAT, "the luma is constant, and BRISQUE describes its variation")
-    return _finite(brisque_score(brisque_features(shared_luma(photograph))), "BRISQUE")
+        return Failure(ErrorCode.FLAT, BRISQUE_FLAT)
+    return finite(brisque_score(brisque_features(shared_luma(photograph))), "BRISQUE")
 
 
 # ---- NIQE ------------------------------------------------------------------------------------------------
@@ -288,18 +298,27 @@ def niqe_score(features: Floats) -> float:
     return math.sqrt(max(float(difference @ inverse @ difference), 0.0))
 
 
-def niqe(photograph: Photograph) -> Score:
-    """NIQE of one photograph, 0 upwards, 2 to 20 for most; lower is better."""
+NIQE_FLAT = "no block of 96 x 96 has enough structure to describe"
+
+
+def too_small_for_niqe(photograph: Photograph) -> Failure | None:
+    """Why the photograph's size has no NIQE, if so."""
     smallest = min(photograph.height, photograph.width)
     if smallest < NIQE_BLOCK:
-        return Failure(
-            ErrorCode.TOO_SMALL, f"{smallest} px on a side; NIQE needs blocks of {NIQE_BLOCK} x {NIQE_BLOCK}"
-        )
+        message = f"{smallest} px on a side; NIQE needs blocks of {NIQE_BLOCK} x {NIQE_BLOCK}"
+        return Failure(ErrorCode.TOO_SMALL, message)
+    return None
+
+
+def niqe(photograph: Photograph) -> Score:
+    """NIQE of one photograph, 0 upwards, 2 to 20 for most; lower is better."""
+    if failure := too_small_for_niqe(photograph):
+        return failure
     features = niqe_features(shared_luma(photograph))
     if np.isnan(features).any(axis=1).all():
-        return Failure(ErrorCode.FLAT, "no block of 96 x 96 has enough structure to describe")
+        return Failure(ErrorCode.FLAT, NIQE_FLAT)
     try:
-        return _finite(niqe_score(features), "NIQE")
+        return finite(niqe_score(features), "NIQE")
     except np.linalg.LinAlgError as error:
         return Failure(ErrorCode.NON_FINITE, f"NIQE's covariance can't be inverted: {error}")
 
@@ -307,18 +326,20 @@ def niqe(photograph: Photograph) -> Score:
 # ---- the two metrics -------------------------------------------------------------------------------------
 
 
-def _finite(score: float, name: str) -> Score:
+def finite(score: float, name: str) -> Score:
+    """The score, or that it is undefined."""
     if math.isfinite(score):
         return score
     return Failure(ErrorCode.NON_FINITE, f"{name} is undefined: the luma varies in too few places")
 
 
-def _loader(score: Callable[[Photograph], Score], name: str) -> Callable[[Device], Scorer]:
+def _loader(score: Callable[[Photograph], Score], name: str, parameters: str) -> Callable[[Device], Scorer]:
     def prepare() -> None:
-        arrays(name)
+        arrays(parameters)
         shapes()
 
-    return one_by_one(score, "qualitygate.metrics.scene_kernels", prepare=prepare)
+    on_cpu = one_by_one(score, "qualitygate.metrics.scene_kernels", prepare=prepare)
+    return on_either(on_cpu, name, "qualitygate.metrics.scene_tensors")
 
 
 LIVE = "LIVE (University of Texas at Austin): free use with its notice kept and the paper cited"
@@ -335,7 +356,8 @@ BRISQUE = Metric(
     device="cpu",
     parameters_sha256=lambda: parameters("live_brisque.json")[1],
     unavailable=lambda: _missing("live_brisque.json"),
-    load=_loader(brisque, "live_brisque.json"),
+    load=_loader(brisque, "brisque", "live_brisque.json"),
+    batched=True,
 )
 
 NIQE = Metric(
@@ -350,5 +372,6 @@ NIQE = Metric(
     device="cpu",
     parameters_sha256=lambda: parameters("live_niqe.json")[1],
     unavailable=lambda: _missing("live_niqe.json"),
-    load=_loader(niqe, "live_niqe.json"),
+    load=_loader(niqe, "niqe", "live_niqe.json"),
+    batched=True,
 )

@@ -155,6 +155,34 @@ def test_crops_of_different_photographs_share_batches():
     assert network.sizes == [8] * (total // 8) + [total % 8] * (total % 8 > 0)
 
 
+def test_padded_batches_have_two_shapes_and_the_same_scores():
+    """For compiled networks: 8 crops or 2, filled up with zeros that no score sees."""
+    network, shapes = Means(), []
+
+    def watched(x):
+        shapes.append(tuple(x.shape))
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        return network(x)
+
+    padded = crops.CropScorer(
+        watched,
+        lambda total: float(total[0]) / 20,
+        name="mean red",
+        count=20,
+        mean=(0.5, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        device="cpu",
+        batch=8,
+        padded=True,
+    )
+    photographs = MIXED[::-1]
+    expected = [score - 0.5 for score in scorer(Means())(photographs)]
+    assert padded(photographs) == pytest.approx(expected, abs=1e-6)
+    assert set(shapes) == {(8, 3, 224, 224), (2, 3, 224, 224)}
+    total = sum(len(crops.grid(p.height, p.width, 20)) for p in photographs)
+    assert sum(shape[0] for shape in shapes) == total + total % 2
+
+
 @pytest.mark.parametrize("batch", [1, 3, 1000])
 def test_a_score_depends_on_its_photograph_alone(batch):
     together = scorer(Means(), batch)(MIXED)

@@ -333,6 +333,50 @@ def test_loading_leaves_the_given_parameters_alone():
     assert {tensor.dtype for tensor in state.values()} == {torch.float16}
 
 
+def test_standardising_kernels_once_changes_no_bit(mixed):
+    state = musiq.seeded_state_dict(3, SMALL)
+    network = musiq.network(state, SMALL)
+    patches = musiq_tokens.tokens(mixed["coffee"]).patches.unflatten(1, (3, 32, 32))
+    with torch.inference_mode():
+        before = network.embed(patches)
+        network.freeze(halved=False)
+        assert torch.equal(network.embed(patches), before)
+
+
+def test_half_precision_in_batches_of_mixed_lengths(monkeypatch, mixed):
+    """What a GPU does with `fast`: tokens of several photographs with a mask, near the scores of each alone."""
+    state = musiq.seeded_state_dict(3, SMALL)
+    photographs = [*mixed.values(), noise(60, 61)]
+    exact = musiq.load(state, SMALL, "cpu")(photographs)
+    monkeypatch.setitem(musiq.BATCH_TOKENS, "cpu", 3000)
+    fast = musiq.load(state, SMALL, "cpu", "fast")(photographs)
+    assert fast != exact
+    assert fast == pytest.approx(exact, abs=0.01 * np.ptp(exact))
+
+
+def test_a_compiled_encoder_sees_two_shapes(monkeypatch, mixed):
+    shapes, graphs = [], []
+
+    def compiled(function, name, *, dynamic):
+        graphs.append(dynamic)
+
+        def watched(*arguments):
+            if not dynamic:
+                shapes.append(len(arguments[0]))
+            return function(*arguments)
+
+        return watched
+
+    state = musiq.seeded_state_dict(3, SMALL)
+    expected = musiq.load(state, SMALL, "cpu")(list(mixed.values()))
+    monkeypatch.setattr(musiq.compiling, "Compiled", compiled)
+    monkeypatch.setitem(musiq.ENCODER_PATCHES, "cpu", 64)
+    found = musiq.load(state, SMALL, "cpu", compiled=True)(list(mixed.values()))
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert graphs == [False, True]
+    assert set(shapes) == {64, 8}
+
+
 def test_another_precision_is_refused():
     with pytest.raises(ConfigurationError, match="float32"):
-        musiq.load(musiq.seeded_state_dict(3, SMALL), SMALL, "cpu", precision="fast")
+        musiq.load(musiq.seeded_state_dict(3, SMALL), SMALL, "cpu", precision="half")

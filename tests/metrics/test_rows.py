@@ -238,3 +238,27 @@ def test_what_cannot_be_read_waits_for_nobody_and_keeps_its_place(grouping: Any)
     assert [row["image_id"] for row in rows] == ["gone", "9", "gone", "10"]
     assert seen == [[9, 10]]
     assert watched == [["9", "10"]]
+
+
+def test_on_a_gpu_formulas_too_take_several_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And on a CPU one after another; their rows are the same."""
+    calls: list[int] = []
+
+    def load(_: object) -> Callable[[Sequence[Photograph]], list[float]]:
+        def scorer(photographs: Sequence[Photograph]) -> list[float]:
+            calls.append(len(photographs))
+            return [float(photograph.rgb[0, 0, 0]) for photograph in photographs]
+
+        return scorer
+
+    metric = replace(CATALOGUE["lapm"], load=load)
+    monkeypatch.setattr("qualitygate.metrics.rows.select", lambda *_: [metric])
+    photographs = [Photograph(np.full((8, 8, 3), level, np.uint8)) for level in range(5)]
+    found = {}
+    for device in ("cpu", "cuda"):
+        calls.clear()
+        scorer = RowScorer(Plan(metrics=("lapm",), device=device, at_once=3), run_id="r")
+        prepared = (scorer.prepare_photograph(str(i), photograph) for i, photograph in enumerate(photographs))
+        found[device] = [(row["image_id"], row["lapm"], row["status"]) for row in scorer.finished(prepared)]
+        assert calls == ([1] * 5 if device == "cpu" else [3, 2])
+    assert found["cpu"] == found["cuda"] == [(str(i), float(i), "ok") for i in range(5)]

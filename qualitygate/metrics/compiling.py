@@ -1,0 +1,54 @@
+"""Networks compiled by torch on a GPU: a cache that the workers of a node share, and a way on where it fails.
+
+What is compiled lies in `compiled/` in the package's cache folder, beside the staged parameters, unless
+TORCHINDUCTOR_CACHE_DIR says otherwise: the first worker of a node compiles, later ones and later runs read.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from qualitygate.metrics import weights_manifest
+from qualitygate.metrics.memory import is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+class Compiled:
+    """A function of tensors, compiled when it is first called; interpreted from then on should that fail.
+
+    dynamic: one compilation for all shapes. Without it one for each shape, so there must be few.
+    backend: torch's; the tests name others than its own.
+    """
+
+    def __init__(
+        self, function: Callable[..., torch.Tensor], name: str, *, dynamic: bool, backend: str = "inductor"
+    ) -> None:
+        os.environ.setdefault(CACHE_VARIABLE, str(weights_manifest.cache_folder() / "compiled"))
+        self._plain = function
+        self._name = name
+        self._compiled: Callable[..., Any] | None = torch.compile(function, dynamic=dynamic, backend=backend)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it hasn't failed to compile."""
+        return self._compiled is not None
+
+    def __call__(self, *arguments: Any) -> torch.Tensor:
+        if self._compiled is not None:
+            try:
+                result: torch.Tensor = self._compiled(*arguments)
+                return result
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                # No compiler, no Triton, a graph it can't do: the interpreted network gives the same scores.
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
+                logger.warning("%s can't be compiled and runs interpreted: %s", self._name, reason)
+                self._compiled = None
+        return self._plain(*arguments)

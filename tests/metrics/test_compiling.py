@@ -1,0 +1,90 @@
+"""Compiled networks: the same numbers, one graph, a shared cache, and a way on where compiling fails."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from qualitygate.metrics import compiling, hyperiqa, musiq
+from qualitygate.metrics.precision import COMPILE_FROM, worth_compiling
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setenv(compiling.CACHE_VARIABLE, "restored afterwards")
+    monkeypatch.delenv(compiling.CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_the_cache_is_shared_unless_the_user_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiling.Compiled(torch.sin, "sine", dynamic=False, backend="eager")
+    place = Path(compiling.os.environ[compiling.CACHE_VARIABLE])
+    assert place.is_relative_to(tmp_path)
+    assert place.name == "compiled"
+    mine = str(tmp_path / "mine")
+    monkeypatch.setenv(compiling.CACHE_VARIABLE, mine)
+    compiling.Compiled(torch.sin, "sine", dynamic=False, backend="eager")
+    assert compiling.os.environ[compiling.CACHE_VARIABLE] == mine
+
+
+def test_what_can_not_be_compiled_runs_interpreted_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(graph: object, inputs: object) -> object:
+        raise RuntimeError("no compiler here")
+
+    double = compiling.Compiled(lambda x: x * 2, "double", dynamic=False, backend=broken)  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING, logger="qualitygate"):
+        assert double(torch.tensor(2.0)) == 4
+        assert double(torch.tensor(3.0)) == 6
+    assert not double.compiled
+    assert caplog.text.count("double can't be compiled") == 1
+
+
+def test_short_memory_is_no_reason_to_give_compiling_up() -> None:
+    def short(x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network = compiling.Compiled(short, "network", dynamic=False, backend="eager")
+    network._compiled = short
+    with pytest.raises(torch.OutOfMemoryError):
+        network(torch.ones(2))
+    assert network.compiled
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_musiq_is_one_graph_for_all_lengths(halved: bool) -> None:
+    preset = dataclasses.replace(musiq.PRESETS["musiq"], width=64, hidden=96, depth=2)
+    network = musiq.network(musiq.seeded_state_dict(0, preset), preset)
+    network.freeze(halved=halved)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    score = torch.compile(network.score, fullgraph=True, dynamic=True, backend=backend)
+    with torch.inference_mode():
+        for batch, length in ((2, 30), (3, 50), (5, 41)):
+            x = torch.randn(batch, length, 64)
+            zeros = torch.zeros(batch, length, dtype=torch.int64)
+            torch.testing.assert_close(score(x, zeros, zeros, None), network.score(x, zeros, zeros, None))
+    assert len(graphs) == 1
+
+
+def test_hyperiqa_is_one_graph() -> None:
+    network = hyperiqa._empty()
+    network.load_state_dict(hyperiqa.seeded_state_dict(0), assign=True)
+    network.requires_grad_(False).eval()
+    network.halve()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    x = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(x), network(x))
+
+
+def test_short_runs_are_not_compiled() -> None:
+    assert not worth_compiling(COMPILE_FROM - 1, workers=1)
+    assert worth_compiling(COMPILE_FROM, workers=1)
+    assert not worth_compiling(COMPILE_FROM, workers=2)

@@ -1,0 +1,64 @@
+"""The benchmarks run and print their tables; what they measure is not looked at."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script: str, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """The cells of the table under a line that begins with `title`, heads first."""
+    lines = text.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith(title))
+    found = []
+    for line in lines[start + 1 :]:
+        if line.startswith("|"):
+            found.append([cell.strip() for cell in line.strip("|").split("|")])
+        elif found:
+            break
+    assert all(len(row) == len(found[0]) for row in found)
+    return [found[0], *found[2:]]
+
+
+def test_gpu_scores_has_its_tables() -> None:
+    text = run("gpu_scores.py", "--quick", "--no-reference", "--metrics", "lapm,wavs,niqe,musiq")
+    assert "These figures say nothing" in text
+    assert "torch " in text.splitlines()[0]
+    heads, *measured = rows(text, "128 x 128")
+    assert heads[0] == "metric"
+    names = [row[0] for row in measured]
+    assert names[:4] == ["lapm", "wavs", "niqe", "musiq"]
+    assert any("the gate's three" in name for name in names)
+    for row in measured:
+        assert float(row[heads.index("float32")].replace(",", "")) > 0
+        assert float(row[heads.index("fast")].replace(",", "")) > 0
+    assert [row[0] for row in rows(text, "Agreement")[1:]] == names[:4]
+    assert [row[0] for row in rows(text, "Sizes")[1:]] == ["96", "mixed"]
+
+
+def test_gpu_scores_needs_neither_ray_nor_delta() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'benchmarks'); import gpu_scores; "
+        "bad = {'ray', 'deltalake', 'duckdb', 'numba', 'pyarrow', 'pydantic'} & set(sys.modules); "
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_memory_has_a_row_and_its_peak() -> None:
+    text = run("memory.py", "--metrics", "lapm,niqe", "--megapixels", "0.02,0.03")
+    (row,) = rows(text, "CPU")[1:]
+    assert row[0] == "lapm, niqe"
+    assert float(row[3]) >= float(row[2]) >= 0
+    assert float(row[3]) > 0.05
