@@ -5,8 +5,8 @@
 
 Both sides fetch, decode and score the same files by the same code: the reference in a pool of as many processes as
 there are cores, that does nothing else; the other as `qualitygate score` does it, with its journal, its watchdog, its
-rows and its commits. They take turns. `at work` counts from the first rows that arrive to the last, so neither side's
-start; `in all` counts everything. Prints a Markdown table.
+rows and its commits. They take turns. `at work` counts between a fifth and nine tenths of the rows, so neither side's
+start and end; `in all` counts everything. Prints a Markdown table.
 """
 
 import argparse
@@ -52,9 +52,19 @@ class Arrivals:
         """Nothing to close."""
 
     def at_work(self) -> float:
-        """Rows a second from the first that arrived to the last."""
-        (first, at_once), (last, _) = self.rows[0], self.rows[-1]
-        return (sum(rows for _, rows in self.rows) - at_once) / (last - first)
+        """Rows a second between a fifth and nine tenths of all rows: when every process is at work on both sides."""
+        total = sum(rows for _, rows in self.rows)
+        seen, marks = 0, []
+        for moment, rows in self.rows:
+            seen += rows
+            if not marks and seen >= 0.2 * total:
+                marks.append((moment, seen))
+            elif marks and seen <= 0.9 * total:
+                marks[1:] = [(moment, seen)]
+        if len(marks) < 2:
+            raise SystemExit("too few photographs to tell a rate: give more with --count")
+        (first, before), (last, after) = marks
+        return (after - before) / (last - first)
 
     def in_all(self, ended: float) -> float:
         """Rows a second with start and end."""
