@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from qualitygate.errors import RETRIED_CODES, AuditFailed, ConfigurationError, ErrorCode, ImageError, Superseded
-from qualitygate.tables import storage
+from qualitygate.tables import storage, stores
 from qualitygate.tables.manifest import Manifest
 from qualitygate.tables.sql import connect, identifier, literal
 
@@ -116,7 +116,7 @@ def open_table(output: str) -> "DeltaTable | None":
     try:
         if storage.is_local(uri) and os.path.exists(uri) and not os.path.isdir(uri):
             raise NotADirectoryError("it is a file")
-        return DeltaTable(uri)
+        return DeltaTable(uri, storage_options=stores.delta_options(uri))
     except TableNotFoundError:
         return None
     except BaseException as error:
@@ -297,11 +297,10 @@ class Writer:
         )
 
     def _claim(self) -> "tuple[DeltaTable, int]":
-        from deltalake import DeltaTable
         from deltalake.exceptions import CommitFailedError
 
         for _ in range(10):
-            table = DeltaTable(table_uri(self._output))
+            table = _delta(table_uri(self._output))
             epoch = (table.transaction_version(APPLICATION) or 0) + 1
             try:
                 table.create_write_transaction([], "append", table.schema(), commit_properties=self._properties(epoch))
@@ -310,7 +309,7 @@ class Writer:
             # Up to the claim itself and no further: what an older run committed before it is ours to count,
             # what a newer run claims after it must look like a conflict.
             version = _version_of_claim(table_uri(self._output), table.version(), epoch, self._run_id)
-            return DeltaTable(table_uri(self._output), version=version), epoch
+            return _delta(table_uri(self._output), version=version), epoch
         raise Superseded(f"other runs keep claiming {storage.redact(self._output)!r}; stop them and run again")
 
     def _add_columns(self, wanted: Sequence[pa.Field]) -> None:
@@ -370,20 +369,26 @@ class Writer:
 def _create_or_open(output: str, metrics: Sequence[str]) -> "DeltaTable":
     from deltalake import DeltaTable
 
+    uri = table_uri(output)
     return DeltaTable.create(
-        table_uri(output),
+        uri,
         schema(metrics),
         mode="ignore",
         name=APPLICATION,
         description="One row for every image",
+        storage_options=stores.delta_options(uri),
     )
+
+
+def _delta(uri: str, version: int | None = None) -> "DeltaTable":
+    from deltalake import DeltaTable
+
+    return DeltaTable(uri, version=version, storage_options=stores.delta_options(uri))
 
 
 def _version_of_claim(uri: str, before: int, epoch: int, run_id: str) -> int:
     """The version that our claim became: the first after `before` that carries our run's id."""
-    from deltalake import DeltaTable
-
-    latest = DeltaTable(uri)
+    latest = _delta(uri)
     for entry in latest.history():
         if entry.get("run_id") == run_id and entry["version"] > before:
             return int(entry["version"])
