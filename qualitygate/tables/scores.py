@@ -6,8 +6,10 @@ zombie, a retry or a second start can't publish a row twice.
 """
 
 import json
+import logging
 import os
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
 
 APPLICATION = "qualitygate"
+# Key in a commit's metadata: which attempt it was.
+_COMMIT = "commit_id"
+logger = logging.getLogger(__name__)
 # By metric and region ("whole" photograph, "box"), the fingerprint that its scores carry.
 Fingerprints = Mapping[str, Mapping[str, str]]
 # A photograph that killed its worker in two runs is left alone until it is asked for by --retry.
@@ -276,6 +281,7 @@ class Writer:
 
     def __init__(self, output: str, metrics: Sequence[str], run_id: str, *, lazy: bool = False) -> None:
         self._run_id = run_id
+        self._commit_id = ""
         self._output = output
         self._table = _create_or_open(output, metrics)
         self._table, self.epoch = self._claim()
@@ -292,7 +298,7 @@ class Writer:
 
         return CommitProperties(
             app_transactions=[Transaction(APPLICATION, epoch)],
-            custom_metadata={"run_id": self._run_id},
+            custom_metadata={"run_id": self._run_id, _COMMIT: self._commit_id},
             max_commit_retries=0,
         )
 
@@ -360,10 +366,32 @@ class Writer:
     def _publish(self, action: Any) -> None:
         from deltalake.exceptions import CommitFailedError
 
+        self._commit_id = uuid.uuid4().hex
+        before = self._table.version()
         try:
             action()
-        except CommitFailedError as error:
-            raise Superseded(self._taken_over()) from error
+        except Exception as error:
+            if self._landed(before + 1):
+                logger.warning("a commit was made although its answer was lost: %s", type(error).__name__)
+                return
+            if isinstance(error, CommitFailedError):
+                raise Superseded(self._taken_over()) from error
+            raise
+
+    def _landed(self, version: int) -> bool:
+        """Whether this version is the commit that was just tried.
+
+        On the way to an object store an answer may be lost; the client then asks again, and is told that the
+        version exists already.
+        """
+        try:
+            table = _delta(table_uri(self._output), version=version)
+            if table.history(1)[0].get(_COMMIT) != self._commit_id:
+                return False
+        except Exception:  # no such version, or the store can't be asked: the first error stands
+            return False
+        self._table = table
+        return True
 
 
 def _create_or_open(output: str, metrics: Sequence[str]) -> "DeltaTable":

@@ -25,7 +25,23 @@ SUFFIXES = (".tar", ".parquet")
 # Members of a shard are a photograph and what belongs to it (.json, .cls, .txt): these are the photographs.
 IMAGE_SUFFIXES = frozenset(
     {
-        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff", "bmp", "dib", "gif", "avif", "heif", "heic", "hif"),
+        *(
+            "jpg",
+            "jpeg",
+            "jpe",
+            "jfif",
+            "png",
+            "webp",
+            "tif",
+            "tiff",
+            "bmp",
+            "dib",
+            "gif",
+            "avif",
+            "heif",
+            "heic",
+            "hif",
+        ),
         # Not decoded, but photographs: each gets its error row.
         *("jp2", "j2k", "jxl", "psd", "dng", "cr2", "cr3", "nef", "arw", "raf"),
     }
@@ -163,9 +179,9 @@ def _of_tar(shard: Listed, found: Found, access: Access) -> Iterator[Listed]:
                     break
                 end = archive.offset
                 name = member.name.removeprefix("./")
-                if not member.isreg() or any(hidden(part) for part in name.split("/")):
+                if member.isdir() or any(hidden(part) for part in name.split("/")):
                     continue
-                if member.issparse() or name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
+                if not member.isreg() or member.issparse() or name.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
                     found.add(left_out=1)
                     continue
                 # Two members of one name are two images, although unpacking keeps the last only.

@@ -227,8 +227,7 @@ def failure(error: Exception) -> ImageError:
     if isinstance(error, ImageError):
         return error
     whole = str(error) or type(error).__name__
-    # obstore adds its own debug output, which repeats the request.
-    said = redact(" ".join(whole.partition("Debug source:")[0].split()))[:_SHOWN]
+    said = _in_short(whole)
     kind = type(error).__name__
     if isinstance(error, FileNotFoundError):
         return ImageError(ErrorCode.MISSING, said)
@@ -246,6 +245,16 @@ def failure(error: Exception) -> ImageError:
     return ImageError(ErrorCode.TRANSIENT, said)
 
 
+def _in_short(whole: str) -> str:
+    """One line: without obstore's debug output, which repeats the request, and of an answer only what it says."""
+    said = " ".join(whole.partition("Debug source:")[0].split())
+    body = re.search(r": <\?xml.*|: <Error>.*", said)
+    if body:
+        told = re.findall(r"<(?:Code|Message)>([^<]*)<", body.group())
+        said = ": ".join([said[: body.start()], *told])
+    return redact(said)[:_SHOWN]
+
+
 def _by_status(whole: str, said: str) -> ImageError:
     """By the answer's status: the text around it holds the key, which may say anything."""
     found = _STATUS.search(said)
@@ -259,6 +268,8 @@ def _by_status(whole: str, said: str) -> ImageError:
     # S3 says 400 when the client's bytes were too slow to arrive.
     if status in (408, 504) or "<Code>RequestTimeout</Code>" in whole:
         return ImageError(ErrorCode.TIMEOUT, said)
+    if status == 404:
+        return ImageError(ErrorCode.MISSING, said)
     if status == 416:
         return ImageError(ErrorCode.TRUNCATED, "shorter than when it was listed: the range isn't there")
     # Another refusal, such as an expired token or a bucket of another region.
