@@ -13,8 +13,8 @@ import urllib.request
 from pathlib import Path
 
 ACCESS_KEY, SECRET_KEY = "KEYTHATMUSTNOTSHOW", "secret-that-must-not-show"
-# May read and list the bucket `open`, and nothing else.
-READER_KEY, READER_SECRET = "READERKEYTHATMUSTNOTSHOW", "reader-secret-that-must-not-show"
+# May read the bucket `open`, read and write the bucket `results`, and nothing else.
+WORKER_KEY, WORKER_SECRET = "WORKERKEYTHATMUSTNOTSHOW", "worker-secret-that-must-not-show"
 REQUIRED = "QUALITYGATE_REQUIRE_OBJECT_STORE"
 _START_S = 60
 
@@ -51,9 +51,9 @@ class Server:
                 "actions": everything,
             },
             {
-                "name": "reader",
-                "credentials": [{"accessKey": READER_KEY, "secretKey": READER_SECRET}],
-                "actions": ["Read:open", "List:open"],
+                "name": "worker",
+                "credentials": [{"accessKey": WORKER_KEY, "secretKey": WORKER_SECRET}],
+                "actions": ["Read:open", "List:open", "Read:results", "List:results", "Write:results"],
             },
         ]
         (folder / "s3.json").write_text(json.dumps({"identities": identities}))

@@ -776,7 +776,6 @@ def test_the_cache_falls_back_to_a_folder_of_ones_own(tmp_path: Path, monkeypatc
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
     """s3://bucket on a local folder, through both clients, and what was opened there."""
     import pyarrow.fs
-
     from obstore.store import LocalStore
 
     from qualitygate.tables import reading, stores

@@ -1,7 +1,6 @@
 """Reading, writing and listing on a real S3 server, and behind a proxy that fails on purpose."""
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,8 +57,8 @@ def test_failures_have_their_class(bucket: str, put: Put, monkeypatch: pytest.Mo
 
 def test_a_bucket_that_may_not_be_read_is_denied(bucket: str, put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     put(bucket, {"x.jpg": b"1"})
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.READER_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.READER_SECRET)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", seaweedfs.WORKER_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", seaweedfs.WORKER_SECRET)
     stores.open_store.cache_clear()
     assert _failure(f"s3://{bucket}/x.jpg").failure.code is ErrorCode.DENIED
     with pytest.raises(ImageError) as caught:
@@ -113,19 +112,11 @@ def test_five_thousand_objects_are_listed_each_once(bucket: str, put: Put) -> No
 def test_a_listing_goes_on_where_it_was_interrupted(bucket: str, put: Put, proxy: FaultyProxy) -> None:
     wanted = {f"in/{number % 3}/{number:05}.jpg": b"x" for number in range(3600)}
     put(bucket, wanted)
-    seen: list[int] = []
-
-    def every_third(method: str, path: str, _count: int) -> str | None:
-        if "list-type" not in path:
-            return None
-        seen.append(1)
-        return {1: REFUSE, 2: CUT, 4: HANG_UP}.get(len(seen) % 6)
-
-    proxy.fault = every_third
-    for in_order in (False, True):
+    for fault, in_order in ((HANG_UP, False), (CUT, False), (CUT, True)):
+        proxy.fail(fault, containing="list-type", skip=1, every=3)
         found = _names(listing.batches(f"s3://{bucket}/in", in_order=in_order, access=PATIENTLY))
         assert sorted(f"in/{name}" for name in found) == sorted(wanted)
-    assert len(seen) > 10
+        assert fault in [done for *_, done in proxy.requests()]
 
 
 def test_a_key_that_clients_cannot_address_is_refused_by_name(bucket: str, put: Put) -> None:
@@ -141,10 +132,9 @@ def test_a_key_that_clients_cannot_address_is_refused_by_name(bucket: str, put: 
 @pytest.mark.parametrize("fault", [REFUSE, CUT, STALL, HANG_UP])
 def test_a_failure_that_passes_costs_a_second_request(bucket: str, put: Put, proxy: FaultyProxy, fault: str) -> None:
     put(bucket, {"x.jpg": b"x" * 100_000})
-    start = len(proxy.requests)
-    proxy.fault = lambda _method, _path, count: fault if count < start + 2 else None
+    proxy.fail(fault, times=2)
     assert storage.fetch(f"s3://{bucket}/x.jpg", max_bytes=1 << 20, access=PATIENTLY).data == b"x" * 100_000
-    assert len(proxy.requests) == start + 3
+    assert len(proxy.requests()) == 3
 
 
 @pytest.mark.parametrize(
@@ -160,27 +150,26 @@ def test_a_failure_that_stays_has_its_code(
     bucket: str, put: Put, proxy: FaultyProxy, fault: str, code: ErrorCode
 ) -> None:
     put(bucket, {"x.jpg": b"x" * 100_000})
-    proxy.fault = lambda _method, _path, _count: fault
+    proxy.fail(fault)
     assert _failure(f"s3://{bucket}/x.jpg", Access(retry_seconds=2, timeout_seconds=0.5), 1 << 20).failure.code is code
 
 
 def test_what_will_not_pass_is_asked_for_once(bucket: str, put: Put, proxy: FaultyProxy) -> None:
     put(bucket, {"x.jpg": b"x"})
-    start = len(proxy.requests)
+    proxy.fail(FORBID, containing="x.jpg")
     assert _failure(f"s3://{bucket}/absent.jpg", PATIENTLY).failure.code is ErrorCode.MISSING
-    assert len(proxy.requests) == start + 1
-    proxy.fault = lambda _method, _path, _count: FORBID
+    assert len(proxy.requests()) == 1
     assert _failure(f"s3://{bucket}/x.jpg", PATIENTLY).failure.code is ErrorCode.DENIED
-    assert len(proxy.requests) == start + 2
+    assert len(proxy.requests()) == 2
 
 
 def test_the_rate_of_requests_is_kept(bucket: str, put: Put, proxy: FaultyProxy) -> None:
     put(bucket, {f"{number}.jpg": b"x" for number in range(30)})
-    start = len(proxy.requests)
+    proxy.fail(FORBID, containing="nothing")
     access = Access(max_requests_per_second=20)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: storage.fetch(f"s3://{bucket}/{n}.jpg", max_bytes=9, access=access), range(30)))
-    times = [moment for _, _, moment in proxy.requests[start:]]
+    times = [moment for _, _, moment, _ in proxy.requests()]
     assert len(times) == 30
     # The bucket starts with one token and gains twenty a second: 30 requests take 29/20 s, however fast the store.
     assert times[-1] - times[0] >= 1.3
@@ -220,17 +209,9 @@ def test_one_of_many_writers_wins_a_compare_and_swap(bucket: str) -> None:
 
 
 def test_a_swap_whose_answer_is_lost_is_known_as_ones_own(bucket: str, proxy: FaultyProxy) -> None:
-    lost: list[str] = []
-
-    def lose_one(method: str, path: str, _count: int) -> str | None:
-        if method == "PUT" and path.endswith("lock.json") and not lost:
-            lost.append(path)
-            return LOSE
-        return None
-
-    proxy.fault = lose_one
+    proxy.fail(LOSE, method="PUT", times=1)
     assert storage.put_if(f"s3://{bucket}/lock.json", b"mine", None)
-    assert lost
+    assert [fault for *_, fault in proxy.requests()].count(LOSE) == 1
 
 
 def test_folders_are_told_copied_and_removed(bucket: str, put: Put, tmp_path: Path) -> None:
@@ -260,12 +241,13 @@ def test_folders_are_told_copied_and_removed(bucket: str, put: Put, tmp_path: Pa
 def test_a_store_that_is_away_for_a_moment_is_waited_for(server: seaweedfs.Server, bucket: str, put: Put) -> None:
     put(bucket, {f"{number}.jpg": b"x%d" % number for number in range(10)})
     server.kill()
+    restart = threading.Timer(2, server.start)
+    restart.start()
     try:
-        threading.Timer(2, server.start).start()
         with ThreadPoolExecutor(10) as pool:
             fetched = list(
                 pool.map(lambda n: storage.fetch(f"s3://{bucket}/{n}.jpg", max_bytes=9, access=PATIENTLY), range(10))
             )
     finally:
-        time.sleep(0)
+        restart.join()
     assert [item.data for item in fetched] == [b"x%d" % number for number in range(10)]

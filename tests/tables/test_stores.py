@@ -95,7 +95,8 @@ GenericError.__module__ = "obstore.exceptions"
 def _answer(status: int, code: str = "X") -> str:
     return (
         f"Generic S3 error: Error performing GET http://h/b/403-not-found-timeout.jpg?sig=SECRET in 1ms - "
-        f'Server returned non-2xx status code: {status} Some: <?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>m</Message>'
+        f'Server returned non-2xx status code: {status} Some: <?xml version="1.0"?>\n'
+        f"<Error><Code>{code}</Code><Message>m</Message>"
         f"<Key>k</Key></Error>\n\nDebug source:\nGeneric {{ status: 500 }}"
     )
 
