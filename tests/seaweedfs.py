@@ -36,6 +36,16 @@ def _free_ports(count: int) -> list[int]:
             one.close()
 
 
+def make_bucket(name: str) -> str:
+    """A bucket of the store that the environment leads to; returns its name."""
+    import pyarrow.fs
+
+    pyarrow.fs.S3FileSystem(
+        endpoint_override=os.environ["AWS_ENDPOINT_URL"], region="us-east-1", allow_bucket_creation=True
+    ).create_dir(name)
+    return name
+
+
 class Server:
     """The store on free local ports; its data survives `kill` and `start`."""
 

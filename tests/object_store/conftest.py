@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import obstore
-import pyarrow.fs
 import pytest
 import seaweedfs
 from faulty_proxy import FaultyProxy
@@ -50,14 +49,7 @@ def forget_clients() -> None:
 @pytest.fixture
 def bucket(server: seaweedfs.Server) -> str:
     """A new bucket's name."""
-    return make_bucket(f"b{uuid.uuid4().hex[:12]}")
-
-
-def make_bucket(name: str) -> str:
-    pyarrow.fs.S3FileSystem(
-        endpoint_override=os.environ["AWS_ENDPOINT_URL"], region="us-east-1", allow_bucket_creation=True
-    ).create_dir(name)
-    return name
+    return seaweedfs.make_bucket(f"b{uuid.uuid4().hex[:12]}")
 
 
 @pytest.fixture
