@@ -105,14 +105,19 @@ def load(
 def read(source: str, extras: Sequence[str] = (), *, limit: int | None = None) -> pa.Table:
     """A manifest that fits in memory: the columns of SCHEMA, then the extras as text, null where it lacks them.
 
-    extras: further columns such as label, group, series, step, split. A listing has none of them.
+    extras: further columns such as label, group, series, step, split. A listing has none of them, nor have images
+        inside Parquet files.
     Raises ConfigurationError as `load` does.
     """
     with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch:
         spool = Path(scratch) / "manifest.parquet"
         source = load(source, spool, limit=limit).source
         base = pq.read_table(spool, memory_map=False)
-        if not source.lower().endswith(TABLE_SUFFIXES) or storage.is_folder(source):
+        if (
+            not source.lower().endswith(TABLE_SUFFIXES)
+            or storage.is_folder(source)
+            or shards.holds_images(source, DEFAULT)
+        ):
             nothing = pa.nulls(base.num_rows, pa.string())
             for name in extras:
                 base = base.append_column(name, nothing)
@@ -198,7 +203,8 @@ def _without(tables: Iterator[pa.Table], root: str, unwanted: str) -> Iterator[p
     if storage.is_local(root):
         below = os.path.relpath(os.path.realpath(unwanted), os.path.realpath(root))
     else:
-        prefix = root.rstrip("/") + "/"
+        prefix = listing.split_options(root)[0] + "/"
+        unwanted, _ = listing.split_options(unwanted)
         below = unwanted.removeprefix(prefix) if unwanted.startswith(prefix) else ".."
     if below.split("/")[0] == "..":
         return tables
@@ -242,23 +248,36 @@ def _matching(pattern: str, root: str, access: Access, *, ordered: bool) -> Iter
 def write_rows(tables: Iterator[pa.Table], writer: pq.ParquetWriter, limit: int | None = None) -> int:
     """Write listed images as rows of the writer's schema, the first `limit` of them; returns how many."""
     rows = 0
+    waiting: list[pa.Table] = []
     for table in tables:
         if limit is not None:
             table = table.slice(0, limit - rows)
-        if table.num_rows:
-            columns = {
-                "image_id": table["name"],
-                "uri": table["uri"],
-                "box": pa.nulls(table.num_rows, SCHEMA.field("box").type),
-                "etag": table["etag"],
-                "bytes": table["bytes"],
-                "modified": table["modified"],
-            }
-            writer.write_table(pa.table([columns[name] for name in writer.schema.names], schema=writer.schema))
-            rows += table.num_rows
+        rows += table.num_rows
+        waiting.append(table)
+        # A row group for every page of a listing would make a file that is mostly its own index.
+        if sum(one.num_rows for one in waiting) >= _ROWS_AT_ONCE:
+            _write(waiting, writer)
+            waiting = []
         if limit is not None and rows >= limit:
             break
+    if rows:
+        _write(waiting, writer)
     return rows
+
+
+def _write(tables: Sequence[pa.Table], writer: pq.ParquetWriter) -> None:
+    if not tables:
+        return
+    table = pa.concat_tables(tables)
+    columns = {
+        "image_id": table["name"],
+        "uri": table["uri"],
+        "box": pa.nulls(table.num_rows, SCHEMA.field("box").type),
+        "etag": table["etag"],
+        "bytes": table["bytes"],
+        "modified": table["modified"],
+    }
+    writer.write_table(pa.table([columns[name] for name in writer.schema.names], schema=writer.schema))
 
 
 def in_order(spool: Path, schema: pa.Schema) -> None:

@@ -44,6 +44,15 @@ def build(config: ManifestBuildConfig) -> Built:
     Raises ConfigurationError, in one line with the remedy, as `manifest.load` does, and where the input is a
     manifest already.
     """
+    try:
+        return _build(config)
+    except ImageError as error:
+        raise ConfigurationError(
+            f"a store can't be asked: {error.failure.message}; mend that and run the same command again"
+        ) from error
+
+
+def _build(config: ManifestBuildConfig) -> Built:
     source = storage.check_location(config.input, "--input")
     output = storage.check_location(config.output, "--output")
     if not output.lower().endswith(".parquet"):
@@ -92,14 +101,11 @@ def build(config: ManifestBuildConfig) -> Built:
 def _listed(source: str, wanted: manifest.Wanted, found: shards.Found, scratch: Path) -> tuple[Path, int]:
     spool = scratch / "manifest.parquet"
     named = storage.redact(source)
-    try:
-        tables = manifest.list_images(source, wanted, found)
-        if tables is None:
-            raise ConfigurationError(f"--input {named!r} is a manifest already; give the folder that it lists")
-        with pq.ParquetWriter(spool, SCHEMA) as writer:
-            rows = manifest.write_rows(tables, writer)
-    except ImageError as error:
-        raise ConfigurationError(f"--input {named!r}: {error.failure.message}") from error
+    tables = manifest.list_images(source, wanted, found)
+    if tables is None:
+        raise ConfigurationError(f"--input {named!r} is a manifest already; give the folder that it lists")
+    with pq.ParquetWriter(spool, SCHEMA) as writer:
+        rows = manifest.write_rows(tables, writer)
     if not rows:
         raise ConfigurationError(
             f"--input {named!r} holds no images; give a folder, a glob or a file with at least one image"

@@ -101,6 +101,10 @@ def schema(metrics: Iterable[str]) -> pa.Schema:
 
 def table_uri(output: str) -> str:
     """Where below an output folder its score table lies."""
+    if not storage.is_local(output) and stores.address(output).options:
+        raise ConfigurationError(
+            f"{storage.redact(output)!r}: a table takes no options after a '?'; set AWS_ENDPOINT_URL and AWS_REGION"
+        )
     uri = storage.join(output, "scores")
     if storage.is_local(uri):
         uri = os.path.abspath(os.fsdecode(storage.local_path(uri)))

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
-from qualitygate.tables import manifest, parts, storage
+from qualitygate.tables import manifest, parts, scores, storage
 
 CONTENT = {
     "000.jpg": b"first" * 300,
@@ -202,3 +202,14 @@ def test_a_part_is_what_its_uri_says(part: parts.Part) -> None:
 @pytest.mark.parametrize("uri", ["a#b.jpg", "s3://b/x#offset=1", "x#offset=-1&bytes=2", "#offset=1&bytes=2", "x#row=1"])
 def test_other_names_are_no_parts(uri: str) -> None:
     assert parts.parse(uri) is None
+
+
+def test_labels_of_images_inside_a_table_are_not_guessed_by_position(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": PICTURES, "label": [f"l{n}" for n in range(25)]}), tmp_path / "a.parquet")
+    table = manifest.read(str(tmp_path / "a.parquet"), ["label"])
+    assert table.num_rows == table["label"].null_count == 25
+
+
+def test_an_output_takes_no_options() -> None:
+    with pytest.raises(ConfigurationError, match="AWS_ENDPOINT_URL"):
+        scores.table_uri("s3://bucket/out?endpoint_override=localhost:9000")
