@@ -36,6 +36,8 @@ _PAGE = 1000
 THREADS = 16
 # Pages that wait to be taken: a listing that is faster than its reader stops there.
 _PAGES_AHEAD = 4 * THREADS
+# Empty objects in a row, of which not all can be folders.
+_MOST_SEEN = 100_000
 # Fewer objects come with one or two answers anyway.
 _WORTH_DIVIDING = 500
 # Where a page spans more prefixes, each holds so few objects that asking for them one by one takes longer.
@@ -191,6 +193,29 @@ def split_options(uri: str) -> tuple[str, str]:
 # --- object stores --------------------------------------------------------------------------------------------
 
 
+class _Seam:
+    """Where a listing that is interrupted goes on: after the key `after`, without the keys `seen`.
+
+    It goes on after the last key with bytes. An empty object may mark a folder, and some stores skip a folder's
+    contents when they are asked for what follows its name.
+    """
+
+    def __init__(self) -> None:
+        self.after: str | None = None
+        self.seen: set[str] = set()
+
+    def moved_by(self, page: pa.RecordBatch) -> None:
+        path = page.column("path")
+        filled = pc.indices_nonzero(pc.greater(page.column("size"), 0))
+        if len(filled):
+            last = filled[-1].as_py()
+            self.after, self.seen = path[last].as_py(), set(path[last + 1 :].to_pylist())
+        else:
+            self.seen.update(path.to_pylist())
+        if len(self.seen) > _MOST_SEEN:
+            self.after, self.seen = path[-1].as_py(), set()
+
+
 class _ObjectListing:
     """Lists what lies below one root of an object store."""
 
@@ -205,41 +230,28 @@ class _ObjectListing:
             yield self.listed(batch)
 
     def raw_pages(self, prefix: str) -> Iterator[pa.RecordBatch]:
+        """A store's answers: columns path, last_modified, size, e_tag and version."""
         import obstore
 
         patience = Patience(self._access)
-        after: str | None = None
-        seen: set[str] = set()
+        seam, seen = _Seam(), frozenset[str]()
         while True:
             try:
                 self._access.wait_for_turn()
                 for page in obstore.list(
-                    self._store, prefix or None, offset=after, chunk_size=_PAGE, return_arrow=True
+                    self._store, prefix or None, offset=seam.after, chunk_size=_PAGE, return_arrow=True
                 ):
-                    batch = pa.record_batch(page)
                     patience.succeeded()
+                    batch = pa.record_batch(page)
                     if seen:
-                        known = pc.is_in(batch.column("path"), pa.array(sorted(seen)))
-                        batch, seen = batch.filter(pc.invert(known)), set()
-                    after, seen = self._seam(batch, after)
+                        batch = batch.filter(pc.invert(pc.is_in(batch.column("path"), pa.array(sorted(seen)))))
+                    seam.moved_by(batch)
                     yield batch
                     self._access.wait_for_turn()
                 return
             except Exception as error:  # obstore's errors have no common base with those of the network
                 patience.after(self._explained(stores.failure(error), prefix))
-
-    @staticmethod
-    def _seam(batch: pa.RecordBatch, before: str | None) -> tuple[str | None, set[str]]:
-        """(key after which a listing that failed here goes on, keys after it that were seen already).
-
-        The last key with bytes: an empty object may mark a folder, and some stores skip a folder's contents
-        when they are asked for what follows its name.
-        """
-        filled = pc.indices_nonzero(pc.greater(batch.column("size"), 0))
-        last = filled[-1].as_py() if len(filled) else None
-        path = batch.column("path")
-        after = before if last is None else path[last].as_py()
-        return after, set(path[0 if last is None else last + 1 :].to_pylist())
+                seen = frozenset(seam.seen)
 
     def _explained(self, error: ImageError, prefix: str) -> ImageError:
         if error.failure.code is not ErrorCode.UNSUPPORTED:
@@ -256,7 +268,10 @@ class _ObjectListing:
         size = batch.column("size").cast(pa.int64())
         keep = pc.and_(
             pc.invert(pc.match_substring_regex(name, r"(^|/)[._]")),
-            pc.invert(pc.is_in(path, pa.array(self._folders(path, size, folders), pa.string()))),
+            # An object with bytes may have the name of a folder.
+            pc.invert(
+                pc.and_(pc.equal(size, 0), pc.is_in(path, pa.array(self._folders(path, size, folders), pa.string())))
+            ),
         )
         uri = pc.binary_join_element_wise(f"{self._uri}/", name, self._options, "")
         etag = pc.utf8_trim(batch.column("e_tag"), '"')
@@ -273,11 +288,13 @@ class _ObjectListing:
             key = path[index].as_py()
             if key == self._root or key in known:
                 found.append(key)
-            elif index + 1 < len(path):
-                found += [key] * path[index + 1].as_py().startswith(key + "/")
-            else:
-                # What follows is on the next page, if anything.
+                continue
+            following = path[index + 1].as_py() if index + 1 < len(path) else None
+            if following is None or key < following < key + "/":
+                # What may lie below it comes later.
                 found += [key] * self._holds(key)
+            else:
+                found += [key] * following.startswith(key + "/")
         return found
 
     def _holds(self, key: str) -> bool:

@@ -4,7 +4,7 @@ import pickle
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qualitygate.errors import ErrorCode, ImageError
@@ -54,6 +54,7 @@ def test_what_will_not_pass_is_tried_once(code: ErrorCode) -> None:
     assert (result, attempts, clock.pauses) == (code, 1, [])
 
 
+@settings(deadline=None)
 @given(st.floats(0, 500))
 def test_trying_ends_when_its_time_is_over(retry_seconds: float) -> None:
     result, clock, attempts = _try(
@@ -73,6 +74,7 @@ def test_pauses_grow_and_are_longer_for_a_store_that_asks_for_less() -> None:
         assert min(5.0, 0.5 * 2**number) <= long <= min(10.0, 2**number)
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 1000), st.lists(st.floats(0, 3), min_size=2, max_size=60))
 def test_no_stretch_of_time_has_more_requests_than_the_rate_allows(rate: float, gaps: list[float]) -> None:
     clock = Clock()

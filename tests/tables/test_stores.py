@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qualitygate.errors import ErrorCode
-from qualitygate.tables import stores
+from qualitygate.tables import listing, stores
 from qualitygate.tables.access import Throttled
 
 KEY, SECRET = "KEYID", "sup3r/secret"
@@ -78,6 +78,11 @@ def test_damaged_aws_files_count_as_none(bare: Path) -> None:
     (bare / "credentials").write_bytes(b"\xff\xfe[default")
     (bare / "config").write_text("no section\n")
     assert stores._s3("b", "").keys == ()
+
+
+def test_options_stay_at_the_end_of_what_is_listed() -> None:
+    assert listing.split_options("s3://b/in/?endpoint_override=h:1") == ("s3://b/in", "?endpoint_override=h:1")
+    assert listing.split_options("s3://b/in?x=1/") == ("s3://b/in?x=1", "")
 
 
 @pytest.mark.parametrize("uri", ["/local/path", "gs://b/x", "abfs://c@a/x"])
