@@ -148,7 +148,8 @@ def open_store(root: str, timeout_seconds: float) -> "ObjectStore":
     try:
         if where.scheme == "s3":
             s3 = _s3(where.netloc, where.options)
-            settings: Any = {"endpoint": s3.endpoint, "region": s3.region, **dict(s3.keys)}
+            # By this name: obstore would prefer AWS_ENDPOINT_URL_S3 of the environment to its `endpoint`.
+            settings: Any = {"aws_endpoint_url_s3": s3.endpoint, "region": s3.region, **dict(s3.keys)}
             settings = {key: value for key, value in settings.items() if value is not None}
             return S3Store(
                 where.netloc,

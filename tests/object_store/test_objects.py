@@ -86,6 +86,20 @@ def test_keys_of_a_profile_are_used(bucket: str, put: Put, tmp_path: Path, monke
             assert _failure(f"s3://{bucket}/x.jpg").failure.code is ErrorCode.DENIED
 
 
+def test_an_endpoint_in_the_uri_wins_over_the_environment(
+    server: seaweedfs.Server, bucket: str, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bucket, {"in/x.jpg": b"1"})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:2")
+    uri = f"s3://{bucket}/in?endpoint_override=127.0.0.1:{server.port}&scheme=http"
+    (listed,) = storage.walk(uri)
+    assert storage.fetch(listed.uri, max_bytes=1).data == b"1"
+    file_system, path = storage.file_system(listed.uri)
+    assert file_system.open_input_file(path).read() == b"1"
+    assert _failure(f"s3://{bucket}/in/x.jpg").failure.code is ErrorCode.TRANSIENT
+
+
 def test_five_thousand_objects_are_listed_each_once(bucket: str, put: Put) -> None:
     wanted = {f"set-{number % 4}/day-{number % 60:02}/{number:05}.jpg": b"x" for number in range(4500)}
     wanted |= {f"flat/{number:05}.jpg": b"x" for number in range(500)}
