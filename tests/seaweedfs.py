@@ -94,6 +94,8 @@ class Server:
         with open(self._folder / "log", "ab") as log:
             self._process = subprocess.Popen(
                 [
+                    sys.executable,
+                    __file__,
                     weed,
                     "server",
                     f"-dir={self._folder / 'data'}",
@@ -132,5 +134,22 @@ class Server:
     def kill(self) -> None:
         """As a power cut would."""
         if self._process is not None and self._process.poll() is None:
-            os.kill(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+def _run(command: list[str]) -> int:
+    """Run a command until it ends, or until this process's parent has."""
+    parent = os.getppid()
+    child = subprocess.Popen(command)
+    while True:
+        try:
+            return child.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            if os.getppid() != parent:
+                child.kill()
+
+
+if __name__ == "__main__":
+    # Tests that are killed can't stop their store: this process between them does.
+    sys.exit(_run(sys.argv[1:]))
