@@ -44,6 +44,10 @@ _WORTH_DIVIDING = 500
 _MOST_CHILDREN_ON_A_PAGE = 50
 
 
+# A store's answer, and which of its keys are known to be folders.
+_Page = tuple[pa.RecordBatch, frozenset[str]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
     """One object found below a folder or prefix; `name` is its path relative to that, `/` between parts."""
@@ -302,24 +306,28 @@ class _ObjectListing:
 
     def parallel(self) -> Iterator[pa.Table]:
         """All pages in the order of their arrival. A failure of one prefix ends the listing: none is left out."""
-        with Gathering[pa.Table](THREADS, ahead=_PAGES_AHEAD) as gathering:
+        with Gathering[_Page](THREADS, ahead=_PAGES_AHEAD) as gathering:
             gathering.add(lambda: self._divided(self._root, 2, gathering))
-            yield from gathering
+            # Here, while the threads already wait for the next pages.
+            for page, folders in gathering:
+                yield self.listed(page, folders)
 
-    def _divided(self, prefix: str, levels: int, gathering: "Gathering[pa.Table]") -> Iterator[pa.Table]:
+    def _divided(self, prefix: str, levels: int, gathering: "Gathering[_Page]") -> "Iterator[_Page]":
         """A prefix's pages, or, where that pays, what lies right below it, the rest being left to other threads."""
         for number, page in enumerate(self.raw_pages(prefix)):
             if number == 0 and levels and self.divides(page, prefix):
                 objects, below = self.level(prefix)
-                further = levels - 1 if len(below) < THREADS else 0
-                for one in below:
+                visible = [one for one in below if not hidden(one.rpartition("/")[2])]
+                further = levels - 1 if len(visible) < THREADS else 0
+                for one in visible:
                     gathering.add(partial(self._divided, one, further, gathering))
-                yield objects
+                for batch in objects.to_batches():
+                    yield batch, frozenset(below)
                 return
-            yield self.listed(page)
+            yield page, frozenset()
 
     def level(self, prefix: str) -> tuple[pa.Table, list[str]]:
-        """(objects right below a prefix, the prefixes right below it that aren't hidden)."""
+        """(objects right below a prefix as a store's answer, the prefixes right below it)."""
         import obstore
 
         def ask() -> Any:
@@ -329,10 +337,7 @@ class _ObjectListing:
                 raise self._explained(stores.failure(error), prefix) from error
 
         found = retrying(ask, self._access)
-        below = list(found["common_prefixes"])
-        tables = [self.listed(batch, set(below)) for batch in pa.table(found["objects"]).to_batches()]
-        objects = pa.concat_tables([LISTED.empty_table(), *tables])
-        return objects, [one for one in below if not hidden(one.rpartition("/")[2])]
+        return pa.table(found["objects"]), list(found["common_prefixes"])
 
     def divides(self, page: pa.RecordBatch, prefix: str) -> bool:
         """Whether listing the prefixes below this one side by side pays, as far as its first page shows."""
