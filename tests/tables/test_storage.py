@@ -2,6 +2,7 @@
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,27 @@ def test_store_keys_are_taken_as_they_stand() -> None:
     found = parse("s3://b/a?endpoint_override=localhost:9000&scheme=http")
     assert found is not None
     assert found.group() == "?endpoint_override=localhost:9000&scheme=http"
+
+
+def test_one_of_many_writers_wins_a_compare_and_swap_on_a_disk_too(tmp_path: Path) -> None:
+    uri = str(tmp_path / "new" / "lock.json")
+    with ThreadPoolExecutor(8) as pool:
+        created = [etag for etag in pool.map(lambda n: storage.put_if(uri, b"first %d" % n, None), range(8)) if etag]
+        assert len(created) == 1
+        swapped = list(pool.map(lambda n: storage.put_if(uri, b"next %d" % n, created[0]), range(8)))
+    (winner,) = [number for number, etag in enumerate(swapped) if etag]
+    found = storage.read_version(uri)
+    assert found is not None
+    assert (found.data, found.etag) == (b"next %d" % winner, swapped[winner])
+    assert storage.put_if(uri, b"late", created[0]) is None
+    assert storage.read_version(str(tmp_path / "absent")) is None
+
+
+def test_a_file_is_put_in_its_place_whole(tmp_path: Path) -> None:
+    (tmp_path / "made").write_bytes(b"new")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "there").write_bytes(b"old")
+    storage.publish(tmp_path / "made", str(tmp_path / "out" / "there"))
+    storage.publish(tmp_path / "made", str(tmp_path / "deep" / "er" / "there"))
+    assert (tmp_path / "out" / "there").read_bytes() == (tmp_path / "deep" / "er" / "there").read_bytes() == b"new"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["there"]
