@@ -5,6 +5,7 @@ by an epoch (a Delta application transaction); a commit of an older epoch is ref
 zombie, a retry or a second start can't publish a row twice.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -309,17 +310,19 @@ class Writer:
     def _claim(self) -> "tuple[DeltaTable, int]":
         from deltalake.exceptions import CommitFailedError
 
+        uri = table_uri(self._output)
         for _ in range(10):
-            table = _delta(table_uri(self._output))
+            table = _delta(uri)
+            before = table.version()
             epoch = (table.transaction_version(APPLICATION) or 0) + 1
-            try:
+            self._commit_id = uuid.uuid4().hex
+            # Another run that claims at the same moment makes this fail, unless only the answer got lost.
+            with contextlib.suppress(CommitFailedError):
                 table.create_write_transaction([], "append", table.schema(), commit_properties=self._properties(epoch))
-            except CommitFailedError:
-                continue  # another run claimed at the same moment: take the next epoch
             # Up to the claim itself and no further: what an older run committed before it is ours to count,
             # what a newer run claims after it must look like a conflict.
-            version = _version_of_claim(table_uri(self._output), table.version(), epoch, self._run_id)
-            return _delta(table_uri(self._output), version=version), epoch
+            if _is_commit(uri, before + 1, self._commit_id):
+                return _delta(uri, version=before + 1), epoch
         raise Superseded(f"other runs keep claiming {storage.redact(self._output)!r}; stop them and run again")
 
     def _add_columns(self, wanted: Sequence[pa.Field]) -> None:
@@ -388,13 +391,13 @@ class Writer:
         On the way to an object store an answer may be lost; the client then asks again, and is told that the
         version exists already.
         """
+        uri = table_uri(self._output)
         try:
-            table = _delta(table_uri(self._output), version=version)
-            if table.history(1)[0].get(_COMMIT) != self._commit_id:
+            if not _is_commit(uri, version, self._commit_id):
                 return False
-        except Exception:  # no such version, or the store can't be asked: the first error stands
+            self._table = _delta(uri, version=version)
+        except Exception:  # the store can't be asked: the first error stands
             return False
-        self._table = table
         return True
 
 
@@ -418,13 +421,14 @@ def _delta(uri: str, version: int | None = None) -> "DeltaTable":
     return DeltaTable(uri, version=version, storage_options=stores.delta_options(uri))
 
 
-def _version_of_claim(uri: str, before: int, epoch: int, run_id: str) -> int:
-    """The version that our claim became: the first after `before` that carries our run's id."""
-    latest = _delta(uri)
-    for entry in latest.history():
-        if entry.get("run_id") == run_id and entry["version"] > before:
-            return int(entry["version"])
-    raise Superseded(f"the claim of epoch {epoch} is gone from the log; run again")
+def _is_commit(uri: str, version: int, commit_id: str) -> bool:
+    """Whether this version of the table was made by the commit with this id.
+
+    By the log's own file: `DeltaTable.history` numbers its entries from the version that was loaded, and is wrong by
+    as many as have been committed since (seen with deltalake 1.6.6).
+    """
+    commit = storage.read_bytes(storage.join(uri, "_delta_log", f"{version:020}.json"))
+    return commit is not None and commit_id.encode() in commit
 
 
 # --- what is left to do ---------------------------------------------------------------------------------------

@@ -48,11 +48,16 @@ def test_rows_are_appended_and_replaced_in_a_bucket(bucket: str) -> None:
 
 
 def test_of_two_writers_at_once_one_is_refused(bucket: str) -> None:
-    output = f"s3://{bucket}/out"
+    for number in range(5):
+        _race(f"s3://{bucket}/out-{number}")
+
+
+def _race(output: str) -> None:
     scores.Writer(output, ["lapv"], "run-0")
-    both_have_claimed = threading.Barrier(2, timeout=60)
+    both_start, both_have_claimed = threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
 
     def run(name: str) -> str:
+        both_start.wait()
         writer = scores.Writer(output, ["lapv"], name)
         both_have_claimed.wait()
         try:
