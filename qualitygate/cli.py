@@ -16,6 +16,7 @@ from qualitygate.config import (
     BaselineConfig,
     CalibrateConfig,
     GateConfig,
+    ManifestBuildConfig,
     PredictConfig,
     ReportConfig,
     RobustnessConfig,
@@ -53,6 +54,8 @@ weights_app = typer.Typer(help="The published parameters of the three networks."
 app.add_typer(weights_app, name="weights")
 plan_app = typer.Typer(help="What something will take, before it starts.", no_args_is_help=True)
 app.add_typer(plan_app, name="plan")
+manifest_app = typer.Typer(help="Which photographs there are.", no_args_is_help=True)
+app.add_typer(manifest_app, name="manifest")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -159,6 +162,18 @@ def score(
     ] = None,
     verified: Annotated[str | None, typer.Option(help="File of 'qualitygate verify', for --precision fast.")] = None,
     ray_address: Annotated[str | None, typer.Option(help="auto, local, or a cluster's address.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Of Parquet files that hold images; default: their only bytes.")
+    ] = None,
+    max_requests_per_second: Annotated[
+        float | None, typer.Option(help="Most requests for photographs to the store, of all workers together.")
+    ] = None,
+    retry_seconds: Annotated[
+        float | None, typer.Option(help="How long a store that fails is asked again for a photograph (default 60).")
+    ] = None,
+    request_timeout_s: Annotated[
+        float | None, typer.Option(help="Seconds without a byte after which a request has failed (default 30).")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of the same keys.")] = None,
 ) -> None:
     """Score every image that has no valid row yet. Exit codes: 0 done, 2 to mend, 3 too many errors, 130 stopped."""
@@ -309,6 +324,16 @@ def report(config: ReportConfig) -> None:
     from qualitygate.report import page
 
     _say(f"{page.write(config)}\n")
+
+
+@options.verb(manifest_app, "build", ManifestBuildConfig)
+def manifest_build(config: ManifestBuildConfig) -> None:
+    """List an input into a manifest, and say what is new, changed and gone since the last one."""
+    from qualitygate.report import manifest as said
+    from qualitygate.tables import manifest_build as job
+
+    built = job.build(config)
+    _say(said.as_json(built) if config.as_json else said.of_build(built))
 
 
 @dataset_app.command("render")

@@ -46,6 +46,27 @@ class ScoreConfig(BaseModel):
     )
     verified: str | None = Field(None, description="file of 'qualitygate verify', for --precision fast")
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
+    image_column: str | None = Field(None, description="of Parquet files that hold images; default: their only bytes")
+    max_requests_per_second: float | None = Field(
+        None, gt=0, description="most requests for photographs to the store, of all workers together"
+    )
+    retry_seconds: float = Field(60, ge=0, description="how long a store that fails is asked again for a photograph")
+    request_timeout_s: float = Field(30, gt=0, description="seconds without a byte after which a request has failed")
+
+
+class ManifestBuildConfig(BaseModel):
+    """What `qualitygate manifest build` does: list an input once, and say what changed since the last time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str = Field(description="folder, prefix, glob, archive (.tar) or Parquet file with images")
+    output: str = Field(description="Parquet file to write; replaced at once when all is listed")
+    previous: str | None = Field(None, description="manifest to compare with; default: the output, if it exists")
+    image_column: str | None = Field(None, description="of Parquet files that hold images; default: their only bytes")
+    max_requests_per_second: float | None = Field(None, gt=0, description="most requests to the store")
+    retry_seconds: float = Field(60, ge=0, description="how long a store that fails is asked again")
+    request_timeout_s: float = Field(30, gt=0, description="seconds without a byte after which a request has failed")
+    as_json: bool = Field(False, description="say the counts as JSON", json_schema_extra={"flag": "json"})
 
 
 class VerifyConfig(BaseModel):

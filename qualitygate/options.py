@@ -45,7 +45,8 @@ def _option(key: str, annotation: Any, option: Any) -> inspect.Parameter:
 
 def _parameter(key: str, field: FieldInfo) -> inspect.Parameter:
     kind = _without_none(field.annotation)
-    flag = "--" + key.replace("_", "-")
+    extra = field.json_schema_extra
+    flag = "--" + str(extra.get("flag", key) if isinstance(extra, dict) else key).replace("_", "-")
     said = field.description or key
     # Values stand as they are written: "auto: ...", "gate.json, or ...".
     literal = re.match(r"[\w.]+(:|,)|\w+\.\w", said)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,32 +72,13 @@ def parquet_writer(uri: str, schema: "pa.Schema") -> Iterator[Any]:
         path = Path(scratch) / "table.parquet"
         with pq.ParquetWriter(path, schema) as writer:
             yield writer
-        _put(path, uri)
+        storage.publish(path, uri)
 
 
 def write_table(uri: str, table: "pa.Table") -> None:
     """Write a table that fits in memory."""
     with parquet_writer(uri, table.schema) as writer:
         writer.write_table(table)
-
-
-def _put(path: Path, uri: str) -> None:
-    if storage.is_local(uri):
-        target = Path(os.fsdecode(storage.local_path(uri)))
-        # Beside its place first: only within one file system is a rename all or nothing.
-        beside = target.with_name(f"_writing-{os.getpid()}-{target.name}")
-        try:
-            shutil.copyfile(path, beside)
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
-    else:
-        import pyarrow.fs
-
-        store, path_in_store = storage.file_system(uri)
-        pyarrow.fs.copy_files(
-            str(path), path_in_store, source_filesystem=pyarrow.fs.LocalFileSystem(), destination_filesystem=store
-        )
 
 
 def discard(*uris: str) -> None:

@@ -51,10 +51,18 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
         plan, notes = planning.plan_scores(config)
         spooled = Path(scratch) / "manifest.parquet"
-        manifest = manifests.load(config.input, spooled, limit=config.limit, results=scores.table_uri(output))
+        plan = replace(plan, access=_access(config))
+        manifest = manifests.load(
+            config.input,
+            spooled,
+            limit=config.limit,
+            results=scores.table_uri(output),
+            image_column=config.image_column,
+            access=plan.access,
+        )
         storage.check_writable(output, "--output")
         scores.check_compatible(output, plan.fingerprints(), backfill=config.backfill)
-        for note in notes:
+        for note in (*notes, *manifest.notes):
             progress.note(note)
 
         writer = scores.Writer(output, plan.metrics, run_id, lazy=plan.lazy is not None)
@@ -183,7 +191,11 @@ def _stream(
         recorder.pool = planning.plan_pool(config, plan, cluster, rows, cost)
         progress.note("; ".join(str(said) for said in (cost, recorder.pool) if said))
         recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
-        plan = planning.compiled(replace(plan, at_once=recorder.pool.batch_size), recorder.pool, rows)
+        plan = planning.compiled(
+            replace(plan, at_once=recorder.pool.batch_size, access=plan.access.shared_by(recorder.pool.workers)),
+            recorder.pool,
+            rows,
+        )
         try:
             for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
                 recorder.add(block)
@@ -198,6 +210,14 @@ def _stream(
         finally:
             if pending != str(spool):
                 storage.delete_folder(pending)
+
+
+def _access(config: ScoreConfig) -> storage.Access:
+    return storage.Access(
+        retry_seconds=config.retry_seconds,
+        timeout_seconds=config.request_timeout_s,
+        max_requests_per_second=config.max_requests_per_second,
+    )
 
 
 def _explained(error: Exception) -> QualityGateError:

@@ -163,8 +163,10 @@ class ScoringWorker:
         convicted = self._conviction(before)
         if convicted and not before.in_networks:
             return self._scorer.failed_row(request, convicted)
+        # Outside the watch: a store that is away for a while is no photograph that takes too long.
+        fetched = self._scorer.fetch(request)
         with self._watchdog.watching([request.image_id]):
-            prepared = self._scorer.prepare(request, self._scorer.fetch(request))
+            prepared = self._scorer.prepare(request, fetched)
         if convicted:
             # A network was its end: what the formulas say stands.
             return self._scorer.without_networks(prepared, convicted)

@@ -65,6 +65,7 @@ class Plan:
     at_once: photographs that networks are given together; changes no score.
     execution: how networks are run on a GPU; a CPU knows the reference only, and fingerprints say what it computes.
     lazy: leaves out what a gate's vote doesn't need; metrics are then best in order of their cost.
+    access: how stores are asked for photographs; changes no score.
     """
 
     metrics: tuple[str, ...]
@@ -76,6 +77,7 @@ class Plan:
     at_once: int = 8
     lazy: LazyVote | None = None
     execution: Execution = REFERENCE
+    access: storage.Access = storage.DEFAULT
 
     def selected(self) -> list[Metric]:
         """The metrics themselves, in order."""
@@ -201,7 +203,9 @@ class RowScorer:
         """The image's bytes or why there are none; safe to call from other threads."""
         start = time.perf_counter()
         try:
-            return storage.fetch(request.uri, max_bytes=self._plan.max_bytes)
+            return storage.fetch(
+                request.uri, max_bytes=self._plan.max_bytes, access=self._plan.access, etag=request.etag
+            )
         except ImageError as error:
             return error.failure
         except MemoryError:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 UInt8 = npt.NDArray[np.uint8]
 
 _MAX_BYTES = 512 << 20
+# A page is made without the photographs that can't be had at once.
+_ACCESS = storage.Access(retry_seconds=1)
 _THREADS = 4
 # A store that fails this often without a single success isn't asked for every photograph.
 _TRIES = 48
@@ -109,7 +111,7 @@ def _picture(source: Source) -> Picture | str:
     from PIL import Image
 
     try:
-        data = storage.fetch(source.uri, max_bytes=_MAX_BYTES, attempts=2).data
+        data = storage.fetch(source.uri, max_bytes=_MAX_BYTES, access=_ACCESS).data
         pixels = decode(data, box=source.box).photograph.rgb
     except ImageError as error:
         return wording.safe(f"{error.failure.code}: {error.failure.message}")

@@ -14,14 +14,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qualitygate.errors import ConfigurationError, ImageError
-from qualitygate.tables import storage
+from qualitygate.tables import listing, reading, shards, storage
+from qualitygate.tables.access import DEFAULT, Access
 from qualitygate.tables.sql import connect, identifier, literal
 
 SCHEMA = pa.schema(
@@ -37,6 +38,7 @@ SCHEMA = pa.schema(
 )
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 _ROWS_AT_ONCE = 20_000
+ROW_GROUP = 122_880
 _WILDCARDS = re.compile(r"[*?\[]")
 
 
@@ -47,12 +49,36 @@ class Manifest:
     path: Path
     rows: int
     source: str
+    notes: tuple[str, ...] = ()
 
 
-def load(source: str, spool: Path, *, limit: int | None = None, results: str | None = None) -> Manifest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What of an input is wanted, and how its store is asked.
+
+    without: folders and files that listings leave out, such as the results: they are no images.
+    image_column: of Parquet files that hold images; None: their only column of bytes.
+    """
+
+    limit: int | None = None
+    without: tuple[str, ...] = ()
+    image_column: str | None = None
+    access: Access = DEFAULT
+
+
+def load(
+    source: str,
+    spool: Path,
+    *,
+    limit: int | None = None,
+    results: str | None = None,
+    image_column: str | None = None,
+    access: Access = DEFAULT,
+) -> Manifest:
     """Normalise `source` into the Parquet file `spool`.
 
     results: the folder of the score table; listings leave it out, since results are no images.
+    image_column: of Parquet files that hold images; None: their only column of bytes.
 
     Raises ConfigurationError, in one line with the remedy: nothing there, a table without its columns, an
     image_id twice or absent, an empty input.
@@ -62,29 +88,36 @@ def load(source: str, spool: Path, *, limit: int | None = None, results: str | N
         raise ConfigurationError("--input is empty; give a folder, a glob, a file or a manifest")
     if storage.is_local(source):
         source = os.path.abspath(source)
+    wanted = Wanted(limit=limit, without=(results,) if results else (), image_column=image_column, access=access)
     try:
-        found = _normalise(source, spool, limit, results)
+        found = shards.Found()
+        rows = _normalise(source, spool, wanted, found)
     except ImageError as error:
         raise ConfigurationError(f"--input {storage.redact(source)!r}: {error.failure.message}") from error
-    if not found:
+    if not rows:
         raise ConfigurationError(
             f"--input {storage.redact(source)!r} holds no images; "
             "give a folder, a glob, a file or a manifest with at least one row"
         )
-    return Manifest(path=spool, rows=found, source=source)
+    return Manifest(path=spool, rows=rows, source=source, notes=tuple(found.notes()))
 
 
 def read(source: str, extras: Sequence[str] = (), *, limit: int | None = None) -> pa.Table:
     """A manifest that fits in memory: the columns of SCHEMA, then the extras as text, null where it lacks them.
 
-    extras: further columns such as label, group, series, step, split. A listing has none of them.
+    extras: further columns such as label, group, series, step, split. A listing has none of them, nor have images
+        inside Parquet files.
     Raises ConfigurationError as `load` does.
     """
     with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch:
         spool = Path(scratch) / "manifest.parquet"
         source = load(source, spool, limit=limit).source
         base = pq.read_table(spool, memory_map=False)
-        if not source.lower().endswith(TABLE_SUFFIXES) or storage.is_folder(source):
+        if (
+            not source.lower().endswith(TABLE_SUFFIXES)
+            or storage.is_folder(source)
+            or shards.holds_images(source, DEFAULT)
+        ):
             nothing = pa.nulls(base.num_rows, pa.string())
             for name in extras:
                 base = base.append_column(name, nothing)
@@ -107,42 +140,88 @@ def read(source: str, extras: Sequence[str] = (), *, limit: int | None = None) -
     return base
 
 
-def _normalise(source: str, spool: Path, limit: int | None, results: str | None) -> int:
+def _normalise(source: str, spool: Path, wanted: Wanted, found: shards.Found) -> int:
+    tables = list_images(source, wanted, found)
+    if tables is None:
+        return _spool_table(source, spool, wanted.limit)
+    with pq.ParquetWriter(spool, SCHEMA) as writer:
+        rows = write_rows(tables, writer, wanted.limit)
+    if _is_unordered(source, wanted):
+        in_order(spool, SCHEMA)
+    refuse_duplicates(spool, "the listing")
+    return rows
+
+
+def _is_unordered(source: str, wanted: Wanted) -> bool:
+    return not storage.is_local(source) and wanted.limit is None
+
+
+def list_images(source: str, wanted: Wanted, found: shards.Found) -> Iterator[pa.Table] | None:
+    """The images of an input in tables of the schema `listing.LISTED`; None where it is a manifest itself.
+
+    Raises ConfigurationError where nothing is there.
+    """
+    ordered = not _is_unordered(source, wanted)
     try:
         if storage.is_folder(source):
-            return _spool_listing(_without(storage.walk(source), source, results), spool, limit)
-        if storage.exists(source):
-            if source.lower().endswith(TABLE_SUFFIXES):
-                return _spool_table(source, spool, limit)
-            return _spool_listing(iter([_single(source)]), spool, limit)
-        if _WILDCARDS.search(source):
+            root, tables = source, listing.batches(source, in_order=ordered, access=wanted.access)
+        elif storage.exists(source):
+            if source.lower().endswith(TABLE_SUFFIXES) and not shards.holds_images(source, wanted.access):
+                return None
+            root, tables = source.rpartition("/")[0], listing.as_tables(iter([_single(source)]))
+        elif _WILDCARDS.search(source):
             root = _root_of(source)
-            return _spool_listing(_without(_matching(source, root), root, results), spool, limit)
+            tables = _matching(source, root, wanted.access, ordered=ordered)
+        else:
+            raise ConfigurationError(f"--input {storage.redact(source)!r} does not exist; check the path")
     except OSError as error:
-        reason = error.strerror or storage.redact(str(error)).splitlines()[0][:200]
-        raise ConfigurationError(f"--input {storage.redact(source)!r} can't be read: {reason}") from error
-    raise ConfigurationError(f"--input {storage.redact(source)!r} does not exist; check the path")
+        raise _unreadable(source, error) from error
+    for unwanted in wanted.without:
+        tables = _without(tables, root, unwanted)
+    return _guarded(
+        source,
+        shards.taken_apart(tables, found, access=wanted.access, column=wanted.image_column, in_order=ordered),
+    )
 
 
-def _without(listing: Iterator[storage.Listed], root: str, results: str | None) -> Iterator[storage.Listed]:
-    """The listing of `root` without what lies in the results folder, also where links lead there."""
-    if results is None or storage.is_local(root) != storage.is_local(results):
-        return listing
+def _guarded(source: str, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    try:
+        yield from tables
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: OSError) -> ConfigurationError:
+    reason = error.strerror or storage.redact(str(error)).splitlines()[0][:200]
+    return ConfigurationError(f"--input {storage.redact(source)!r} can't be read: {reason}")
+
+
+def _without(tables: Iterator[pa.Table], root: str, unwanted: str) -> Iterator[pa.Table]:
+    """The listing of `root` without what lies at or below a place, also where links lead there."""
+    if storage.is_local(root) != storage.is_local(unwanted):
+        return tables
     if storage.is_local(root):
-        below = os.path.relpath(os.path.realpath(results), os.path.realpath(root))
+        below = os.path.relpath(os.path.realpath(unwanted), os.path.realpath(root))
     else:
-        prefix = root.rstrip("/") + "/"
-        below = results.removeprefix(prefix) if results.startswith(prefix) else ".."
+        prefix = listing.split_options(root)[0] + "/"
+        unwanted, _ = listing.split_options(unwanted)
+        below = unwanted.removeprefix(prefix) if unwanted.startswith(prefix) else ".."
     if below.split("/")[0] == "..":
-        return listing
-    return (item for item in listing if not item.name.startswith(below + "/"))
+        return tables
+    return (
+        table.filter(
+            pc.invert(pc.or_(pc.equal(table["name"], below), pc.starts_with(table["name"], below.rstrip("/") + "/")))
+        )
+        for table in tables
+    )
 
 
 def _single(source: str) -> storage.Listed:
     name = source.rsplit("/", 1)[-1]
     if storage.is_local(source):
         return storage.listed_file(source, name)
-    return storage.Listed(name=name, uri=source, etag=None, bytes=None)
+    marks = reading.marks(source, access=DEFAULT)
+    return storage.Listed(name=name, uri=source, etag=marks.etag, bytes=marks.bytes)
 
 
 def _root_of(pattern: str) -> str:
@@ -151,39 +230,66 @@ def _root_of(pattern: str) -> str:
     return pattern[: start.start()].rpartition("/")[0] or "/"
 
 
-def _matching(pattern: str, root: str) -> Iterator[storage.Listed]:
+def _matching(pattern: str, root: str, access: Access, *, ordered: bool) -> Iterator[pa.Table]:
     """Files that match a glob; ids are relative to the part before the first wildcard."""
     if storage.is_local(pattern):
-        for path in sorted(glob.iglob(pattern, recursive=True)):
-            name = os.path.relpath(path, root)
-            if os.path.isfile(path) and not any(storage.hidden(part) for part in name.split("/")):
-                yield storage.listed_file(path, name)
-    else:
-        for listed in storage.walk(root):
-            if fnmatch.fnmatchcase(listed.uri, pattern):
-                yield listed
+        names = ((path, os.path.relpath(path, root)) for path in sorted(glob.iglob(pattern, recursive=True)))
+        return listing.as_tables(
+            storage.listed_file(path, name)
+            for path, name in names
+            if os.path.isfile(path) and not any(storage.hidden(part) for part in name.split("/"))
+        )
+    return (
+        table.filter(pa.array([fnmatch.fnmatchcase(uri, pattern) for uri in table["uri"].to_pylist()], pa.bool_()))
+        for table in listing.batches(root, in_order=ordered, access=access)
+    )
 
 
-def _spool_listing(listing: Iterator[storage.Listed], spool: Path, limit: int | None) -> int:
+def write_rows(tables: Iterator[pa.Table], writer: pq.ParquetWriter, limit: int | None = None) -> int:
+    """Write listed images as rows of the writer's schema, the first `limit` of them; returns how many."""
     rows = 0
-    with pq.ParquetWriter(spool, SCHEMA) as writer:
-        listing = islice(listing, limit)
-        while chunk := list(islice(listing, _ROWS_AT_ONCE)):
-            writer.write_table(
-                pa.table(
-                    {
-                        "image_id": [item.name for item in chunk],
-                        "uri": [item.uri for item in chunk],
-                        "box": [None] * len(chunk),
-                        "etag": [item.etag for item in chunk],
-                        "bytes": [item.bytes for item in chunk],
-                    },
-                    schema=SCHEMA,
-                )
-            )
-            rows += len(chunk)
-    _refuse_duplicates(spool, "the listing")
+    waiting: list[pa.Table] = []
+    for table in tables:
+        if limit is not None:
+            table = table.slice(0, limit - rows)
+        rows += table.num_rows
+        waiting.append(table)
+        # A row group for every page of a listing would make a file that is mostly its own index.
+        if sum(one.num_rows for one in waiting) >= _ROWS_AT_ONCE:
+            _write(waiting, writer)
+            waiting = []
+        if limit is not None and rows >= limit:
+            break
+    if rows:
+        _write(waiting, writer)
     return rows
+
+
+def _write(tables: Sequence[pa.Table], writer: pq.ParquetWriter) -> None:
+    if not tables:
+        return
+    table = pa.concat_tables(tables)
+    columns = {
+        "image_id": table["name"],
+        "uri": table["uri"],
+        "box": pa.nulls(table.num_rows, SCHEMA.field("box").type),
+        "etag": table["etag"],
+        "bytes": table["bytes"],
+        "modified": table["modified"],
+    }
+    writer.write_table(pa.table([columns[name] for name in writer.schema.names], schema=writer.schema))
+
+
+def in_order(spool: Path, schema: pa.Schema) -> None:
+    """Sort the rows of a manifest by image_id, out of core: the same photographs give the same manifest."""
+    columns = ", ".join(identifier(name) for name in schema.names)
+    ordered = spool.with_name(f"{spool.name}.ordered")
+    with connect() as database:
+        database.sql(
+            f"COPY (SELECT {columns} FROM read_parquet({literal(spool)}) ORDER BY image_id) "
+            f"TO {literal(ordered)} (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
+        )
+    ordered.replace(spool)
 
 
 def _spool_table(source: str, spool: Path, limit: int | None) -> int:
@@ -243,7 +349,7 @@ def _normalise_table(local: str, source: str, spool: Path, limit: int | None) ->
         ).fetchall()[0]
     if without_id:
         raise ConfigurationError(f"manifest {name!r} has {without_id} rows without an image_id; give each row one")
-    _refuse_duplicates(spool, f"manifest {name!r}")
+    refuse_duplicates(spool, f"manifest {name!r}")
     return rows, "etag" in types
 
 
@@ -323,7 +429,7 @@ def _box_expression(sql_type: str | None) -> str:
     return f"CASE WHEN {absent} THEN NULL WHEN {whole} THEN TRY_CAST({numbers} AS BIGINT[]) ELSE [] END"
 
 
-def _refuse_duplicates(spool: Path, what: str) -> None:
+def refuse_duplicates(spool: Path, what: str) -> None:
     with connect() as database:
         twice = database.sql(
             f"""SELECT image_id, count(*) AS times FROM read_parquet({literal(spool)})

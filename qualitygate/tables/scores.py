@@ -5,9 +5,12 @@ by an epoch (a Delta application transaction); a commit of an older epoch is ref
 zombie, a retry or a second start can't publish a row twice.
 """
 
+import contextlib
 import json
+import logging
 import os
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from qualitygate.errors import RETRIED_CODES, AuditFailed, ConfigurationError, ErrorCode, ImageError, Superseded
-from qualitygate.tables import storage
+from qualitygate.tables import storage, stores
 from qualitygate.tables.manifest import Manifest
 from qualitygate.tables.sql import connect, identifier, literal
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
 
 APPLICATION = "qualitygate"
+# Key in a commit's metadata: which attempt it was.
+_COMMIT = "commit_id"
+logger = logging.getLogger(__name__)
 # By metric and region ("whole" photograph, "box"), the fingerprint that its scores carry.
 Fingerprints = Mapping[str, Mapping[str, str]]
 # A photograph that killed its worker in two runs is left alone until it is asked for by --retry.
@@ -96,6 +102,10 @@ def schema(metrics: Iterable[str]) -> pa.Schema:
 
 def table_uri(output: str) -> str:
     """Where below an output folder its score table lies."""
+    if not storage.is_local(output) and stores.address(output).options:
+        raise ConfigurationError(
+            f"{storage.redact(output)!r}: a table takes no options after a '?'; set AWS_ENDPOINT_URL and AWS_REGION"
+        )
     uri = storage.join(output, "scores")
     if storage.is_local(uri):
         uri = os.path.abspath(os.fsdecode(storage.local_path(uri)))
@@ -116,7 +126,7 @@ def open_table(output: str) -> "DeltaTable | None":
     try:
         if storage.is_local(uri) and os.path.exists(uri) and not os.path.isdir(uri):
             raise NotADirectoryError("it is a file")
-        return DeltaTable(uri)
+        return DeltaTable(uri, storage_options=stores.delta_options(uri))
     except TableNotFoundError:
         return None
     except BaseException as error:
@@ -276,6 +286,7 @@ class Writer:
 
     def __init__(self, output: str, metrics: Sequence[str], run_id: str, *, lazy: bool = False) -> None:
         self._run_id = run_id
+        self._commit_id = ""
         self._output = output
         self._table = _create_or_open(output, metrics)
         self._table, self.epoch = self._claim()
@@ -292,25 +303,26 @@ class Writer:
 
         return CommitProperties(
             app_transactions=[Transaction(APPLICATION, epoch)],
-            custom_metadata={"run_id": self._run_id},
+            custom_metadata={"run_id": self._run_id, _COMMIT: self._commit_id},
             max_commit_retries=0,
         )
 
     def _claim(self) -> "tuple[DeltaTable, int]":
-        from deltalake import DeltaTable
         from deltalake.exceptions import CommitFailedError
 
+        uri = table_uri(self._output)
         for _ in range(10):
-            table = DeltaTable(table_uri(self._output))
+            table = _delta(uri)
+            before = table.version()
             epoch = (table.transaction_version(APPLICATION) or 0) + 1
-            try:
+            self._commit_id = uuid.uuid4().hex
+            # Another run that claims at the same moment makes this fail, unless only the answer got lost.
+            with contextlib.suppress(CommitFailedError):
                 table.create_write_transaction([], "append", table.schema(), commit_properties=self._properties(epoch))
-            except CommitFailedError:
-                continue  # another run claimed at the same moment: take the next epoch
             # Up to the claim itself and no further: what an older run committed before it is ours to count,
             # what a newer run claims after it must look like a conflict.
-            version = _version_of_claim(table_uri(self._output), table.version(), epoch, self._run_id)
-            return DeltaTable(table_uri(self._output), version=version), epoch
+            if _is_commit(uri, before + 1, self._commit_id):
+                return _delta(uri, version=before + 1), epoch
         raise Superseded(f"other runs keep claiming {storage.redact(self._output)!r}; stop them and run again")
 
     def _add_columns(self, wanted: Sequence[pa.Field]) -> None:
@@ -361,33 +373,62 @@ class Writer:
     def _publish(self, action: Any) -> None:
         from deltalake.exceptions import CommitFailedError
 
+        self._commit_id = uuid.uuid4().hex
+        before = self._table.version()
         try:
             action()
-        except CommitFailedError as error:
-            raise Superseded(self._taken_over()) from error
+        except Exception as error:
+            if self._landed(before + 1):
+                logger.warning("a commit was made although its answer was lost: %s", type(error).__name__)
+                return
+            if isinstance(error, CommitFailedError):
+                raise Superseded(self._taken_over()) from error
+            raise
+
+    def _landed(self, version: int) -> bool:
+        """Whether this version is the commit that was just tried.
+
+        On the way to an object store an answer may be lost; the client then asks again, and is told that the
+        version exists already.
+        """
+        uri = table_uri(self._output)
+        try:
+            if not _is_commit(uri, version, self._commit_id):
+                return False
+            self._table = _delta(uri, version=version)
+        except Exception:  # the store can't be asked: the first error stands
+            return False
+        return True
 
 
 def _create_or_open(output: str, metrics: Sequence[str]) -> "DeltaTable":
     from deltalake import DeltaTable
 
+    uri = table_uri(output)
     return DeltaTable.create(
-        table_uri(output),
+        uri,
         schema(metrics),
         mode="ignore",
         name=APPLICATION,
         description="One row for every image",
+        storage_options=stores.delta_options(uri),
     )
 
 
-def _version_of_claim(uri: str, before: int, epoch: int, run_id: str) -> int:
-    """The version that our claim became: the first after `before` that carries our run's id."""
+def _delta(uri: str, version: int | None = None) -> "DeltaTable":
     from deltalake import DeltaTable
 
-    latest = DeltaTable(uri)
-    for entry in latest.history():
-        if entry.get("run_id") == run_id and entry["version"] > before:
-            return int(entry["version"])
-    raise Superseded(f"the claim of epoch {epoch} is gone from the log; run again")
+    return DeltaTable(uri, version=version, storage_options=stores.delta_options(uri))
+
+
+def _is_commit(uri: str, version: int, commit_id: str) -> bool:
+    """Whether this version of the table was made by the commit with this id.
+
+    By the log's own file: `DeltaTable.history` numbers its entries from the version that was loaded, and is wrong by
+    as many as have been committed since (seen with deltalake 1.6.6).
+    """
+    commit = storage.read_bytes(storage.join(uri, "_delta_log", f"{version:020}.json"))
+    return commit is not None and commit_id.encode() in commit
 
 
 # --- what is left to do ---------------------------------------------------------------------------------------

@@ -774,10 +774,11 @@ def test_the_cache_falls_back_to_a_folder_of_ones_own(tmp_path: Path, monkeypatc
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
-    """s3://bucket on a local folder, through pyarrow, and what was opened there."""
+    """s3://bucket on a local folder, through both clients, and what was opened there."""
     import pyarrow.fs
+    from obstore.store import LocalStore
 
-    from qualitygate.tables import storage
+    from qualitygate.tables import reading, stores
 
     (tmp_path / "bucket").mkdir()
     store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
@@ -791,7 +792,8 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[
         def __getattr__(self, name: str) -> object:
             return getattr(store, name)
 
-    monkeypatch.setattr(storage, "_file_system", lambda _root: Counting())
+    monkeypatch.setattr(reading, "_file_system", lambda _root: Counting())
+    monkeypatch.setattr(stores, "open_store", lambda root, _timeout: LocalStore(tmp_path / stores.address(root).netloc))
     return tmp_path / "bucket", opened
 
 

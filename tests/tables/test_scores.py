@@ -256,3 +256,25 @@ def test_paths_that_the_table_format_mangles_are_refused(tmp_path: Path) -> None
     for name in ("50%20off", "a[1]"):
         with pytest.raises(ConfigurationError, match="choose another folder"):
             scores.table_uri(str(tmp_path / name))
+
+
+def test_a_claim_is_found_in_the_log_whatever_came_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = str(tmp_path / "out")
+    scores.Writer(output, ["lapv"], "run-0")
+    look = scores._is_commit
+    others: list[scores.Writer] = []
+
+    def another_run_claims_first(uri: str, version: int, commit_id: str) -> bool:
+        if not others:
+            monkeypatch.setattr(scores, "_is_commit", look)
+            others.append(scores.Writer(output, ["lapv"], "run-2"))
+        return look(uri, version, commit_id)
+
+    monkeypatch.setattr(scores, "_is_commit", another_run_claims_first)
+    # Its claim is made, and overtaken before it has looked where it stands in the log.
+    first = scores.Writer(output, ["lapv"], "run-1")
+    assert first.epoch < others[0].epoch
+    with pytest.raises(Superseded):
+        first.commit(_rows(first, ["a"]), _rows(first, []))
+    others[0].commit(_rows(others[0], ["b"]), _rows(others[0], []))
+    assert set(_stored(tmp_path)) == {"b"}

@@ -2,17 +2,19 @@
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
-from qualitygate.tables import storage
+from qualitygate.tables import access as accesses
+from qualitygate.tables import reading, storage, stores, uris
 
 
 def _code(uri: str | None, max_bytes: int = 1000) -> ErrorCode:
     with pytest.raises(ImageError) as caught:
-        storage.fetch(uri, max_bytes=max_bytes, backoff_s=0)
+        storage.fetch(uri, max_bytes=max_bytes)
     return caught.value.failure.code
 
 
@@ -92,7 +94,8 @@ def test_the_systems_errors_are_classified(monkeypatch: pytest.MonkeyPatch, erro
     def refuse(*_: object) -> int:
         raise error
 
-    monkeypatch.setattr(storage.os, "open", refuse)
+    monkeypatch.setattr(reading.os, "open", refuse)
+    monkeypatch.setattr(accesses, "LOCAL", accesses.Access(retry_seconds=0))
     assert _code("/any") is code
 
 
@@ -108,28 +111,7 @@ def test_the_systems_errors_are_classified(monkeypatch: pytest.MonkeyPatch, erro
     ],
 )
 def test_stores_errors_are_classified(message: str, code: ErrorCode) -> None:
-    assert storage._remote_failure(OSError(message)).failure.code is code
-
-
-def test_transient_failures_are_tried_again_and_permanent_ones_are_not() -> None:
-    calls: list[ErrorCode] = []
-
-    def failing(code: ErrorCode, times: int) -> str:
-        calls.append(code)
-        if len(calls) <= times:
-            raise ImageError(code, "no")
-        return "done"
-
-    assert storage.retrying(lambda: failing(ErrorCode.TRANSIENT, 2), attempts=3, backoff_s=0) == "done"
-    assert len(calls) == 3
-    calls.clear()
-    with pytest.raises(ImageError):
-        storage.retrying(lambda: failing(ErrorCode.TIMEOUT, 9), attempts=3, backoff_s=0)
-    assert len(calls) == 3
-    calls.clear()
-    with pytest.raises(ImageError):
-        storage.retrying(lambda: failing(ErrorCode.MISSING, 9), attempts=3, backoff_s=0)
-    assert len(calls) == 1
+    assert stores.failure(OSError(message)).failure.code is code
 
 
 def test_a_listing_is_recursive_and_leaves_out_hidden_names_pipes_and_links_to_folders(
@@ -164,7 +146,7 @@ def test_secrets_stay_out_of_messages_and_rows() -> None:
         assert _code(uri) is ErrorCode.DENIED
         assert "RET" not in storage.without_secrets(uri)
     for uri in ("s3://bucket/me@home.jpg", "s3://bucket/10:30@home.jpg", "abfs://container@account/x.jpg"):
-        assert not storage._has_credentials(uri)
+        assert not uris.has_credentials(uri)
 
 
 def test_writing_replaces_whole_files_only(tmp_path: Path) -> None:
@@ -185,9 +167,33 @@ def test_an_unwritable_output_is_refused_with_a_remedy(tmp_path: Path) -> None:
 
 def test_store_keys_are_taken_as_they_stand() -> None:
     pytest.importorskip("pyarrow.fs")
-    parse = storage._OPTIONS.search
+    parse = uris.OPTIONS.search
     assert parse("s3://b/what?.jpg") is None
     assert parse("s3://b/a#b?c=d.jpg") is None
     found = parse("s3://b/a?endpoint_override=localhost:9000&scheme=http")
     assert found is not None
     assert found.group() == "?endpoint_override=localhost:9000&scheme=http"
+
+
+def test_one_of_many_writers_wins_a_compare_and_swap_on_a_disk_too(tmp_path: Path) -> None:
+    uri = str(tmp_path / "new" / "lock.json")
+    with ThreadPoolExecutor(8) as pool:
+        created = [etag for etag in pool.map(lambda n: storage.put_if(uri, b"first %d" % n, None), range(8)) if etag]
+        assert len(created) == 1
+        swapped = list(pool.map(lambda n: storage.put_if(uri, b"next %d" % n, created[0]), range(8)))
+    (winner,) = [number for number, etag in enumerate(swapped) if etag]
+    found = storage.read_version(uri)
+    assert found is not None
+    assert (found.data, found.etag) == (b"next %d" % winner, swapped[winner])
+    assert storage.put_if(uri, b"late", created[0]) is None
+    assert storage.read_version(str(tmp_path / "absent")) is None
+
+
+def test_a_file_is_put_in_its_place_whole(tmp_path: Path) -> None:
+    (tmp_path / "made").write_bytes(b"new")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "there").write_bytes(b"old")
+    storage.publish(tmp_path / "made", str(tmp_path / "out" / "there"))
+    storage.publish(tmp_path / "made", str(tmp_path / "deep" / "er" / "there"))
+    assert (tmp_path / "out" / "there").read_bytes() == (tmp_path / "deep" / "er" / "there").read_bytes() == b"new"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["there"]
