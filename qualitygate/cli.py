@@ -21,6 +21,7 @@ from qualitygate.config import (
     ReportConfig,
     RobustnessConfig,
     ScoreConfig,
+    ScorePlanConfig,
     StudyConfig,
     StudyPlanConfig,
     SubsetsConfig,
@@ -307,6 +308,16 @@ def study(config: StudyConfig) -> None:
             f"{counts['failed']} of {counts['planned']} runs failed; the same command with --retry-failed tries these "
             "again"
         )
+
+
+@options.verb(plan_app, "score", ScorePlanConfig)
+def plan_score(config: ScorePlanConfig) -> None:
+    """Photographs to score, and the CPU- and GPU-hours of each metric: timed on some of them, or counted."""
+    from qualitygate.cluster import score_costs
+    from qualitygate.report import costs as said
+
+    found = score_costs.estimate(config)
+    _say(json.dumps(found, indent=1) + "\n" if config.as_json else said.of_score_plan(found))
 
 
 @options.verb(plan_app, "study", StudyPlanConfig)

@@ -54,6 +54,22 @@ class ScoreConfig(BaseModel):
     request_timeout_s: float = Field(30, gt=0, description="seconds without a byte after which a request has failed")
 
 
+class ScorePlanConfig(BaseModel):
+    """What `qualitygate plan score` does: say what scoring an input will take. No weights are needed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str = Field(description="as of 'score'")
+    output: str | None = Field(None, description="as of 'score': what is scored there counts as done; not written")
+    metrics: tuple[str, ...] | None = Field(None, description="metrics by name; default: the paper's eight")
+    gate: str | None = Field(None, description="gate.json or its folder: what its methods alone would take, too")
+    limit: int | None = Field(None, ge=1, description="only the input's first N images")
+    longest_side: int | None = Field(None, ge=16, description="as of 'score'")
+    max_pixels: int = Field(100_000_000, ge=1, description="as of 'score'")
+    photographs: int = Field(16, ge=2, le=200, description="so many of the input are timed")
+    as_json: bool = Field(False, description="say it as JSON", json_schema_extra={"flag": "json"})
+
+
 class ManifestBuildConfig(BaseModel):
     """What `qualitygate manifest build` does: list an input once, and say what changed since the last time."""
 

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 PHOTOGRAPHS = 8
 SECONDS = 4.0
 _PATIENCE_S = 30.0
+_COLUMNS = ("image_id", "uri", "box", "etag")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ def _measured(plan: Plan, pending: str) -> Cost | None:
     from qualitygate.cluster.workers import use_threads
 
     use_threads(1)
-    return cost_of(plan, _some(pending))
+    return cost_of(plan, some(pending))
 
 
 def cost_of(plan: Plan, requests: Sequence[Request], seconds: float = SECONDS) -> Cost | None:
@@ -81,13 +82,12 @@ def cost_of(plan: Plan, requests: Sequence[Request], seconds: float = SECONDS) -
     return Cost(photographs=count, fetch=fetch / count, compute=compute / count) if count > 0 else None
 
 
-def _some(pending: str) -> list[Request]:
-    """Photographs from all over the pending rows."""
+def some(rows: str, photographs: int = PHOTOGRAPHS) -> list[Request]:
+    """Photographs from all over a Parquet file, or a folder of them: one to warm up and so many to measure."""
     import pyarrow.dataset
 
-    store, path = storage.file_system(pending) if not storage.is_local(pending) else (None, pending)
+    store, path = storage.file_system(rows) if not storage.is_local(rows) else (None, rows)
     data = pyarrow.dataset.dataset(path, format="parquet", filesystem=store)
     total = data.count_rows()
-    chosen = sorted({round(place * (total - 1) / PHOTOGRAPHS) for place in range(PHOTOGRAPHS + 1)})
-    columns = [name for name in data.schema.names if name != "previous"]
-    return [Request(**row) for row in data.take(chosen, columns=columns).to_pylist()]
+    chosen = sorted({round(place * (total - 1) / photographs) for place in range(photographs + 1)})
+    return [Request(**row) for row in data.take(chosen, columns=list(_COLUMNS)).to_pylist()]

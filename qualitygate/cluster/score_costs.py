@@ -1,0 +1,187 @@
+"""What scoring will take, before it starts: rows, bytes, and hours on CPUs and GPUs for each metric.
+
+Formulas and decoding are timed on some of the photographs themselves; networks are counted, at the photographs' sizes,
+and divided by the rate of a plain product on this machine, or by what a GPU can do. The photographs are decoded in a
+process of their own, so that none of them can end the plan.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from qualitygate.calibration import gate as gates
+from qualitygate.cluster import measurement
+from qualitygate.cluster.planning import gate_voters
+from qualitygate.config import ScorePlanConfig
+from qualitygate.errors import ConfigurationError
+from qualitygate.images.decode import DecodePolicy
+from qualitygate.metrics import CATALOGUE, PAPER, by_cost
+from qualitygate.metrics.rows import Plan, Request, RowScorer
+from qualitygate.tables import manifest as manifests
+from qualitygate.tables import scores
+from qualitygate.tables.sql import connect, identifier, literal
+
+# An H100's dense half-precision products, measured; no program does better.
+GPU_LIMIT = 790e12
+# pyiqa's photographs of 1024 x 1024 a second on an H100, one at a time in float32, measured; ours aren't timed yet.
+GPU_STOCK = {"musiq": 66.0, "maniqa": 6.8, "hyperiqa": 123.0}
+_STOCK_SIDE = 1024
+# Of a plain product's rate, networks reach nine tenths on a CPU.
+_OF_A_PRODUCT = 0.9
+_PRODUCT = (768, 768, 3072)
+_PATIENCE_S = 300.0
+
+
+def estimate(config: ScorePlanConfig) -> dict[str, Any]:
+    """Counts and times; nothing is written, and no weights are needed.
+
+    Raises ConfigurationError as `score` does for its input, unknown metrics and the gate.
+    """
+    names, voters = _metrics(config)
+    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+        manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit)
+        left = _left(config, names, manifest)
+        sample = measurement.some(str(manifest.path), config.photographs)
+    formulas = [name for name in names if CATALOGUE[name].device == "cpu"]
+    policy = DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side)
+    measured, messages = _measured(Plan(metrics=tuple(formulas) or ("lapm",), policy=policy), sample)
+    by_metric = {name: _cost(name, left[name], measured) for name in by_cost(names)}
+    return {
+        "rows": manifest.rows,
+        "to_do": max(left.values()),
+        "bytes": max(left.values()) * measured["bytes"],
+        "requests": max(left.values()),
+        "measured": measured,
+        "cores": len(os.sched_getaffinity(0)),
+        "metrics": by_metric,
+        "reading_cpu_hours": max(left.values()) * measured["reading"] / 3600,
+        "gate": list(voters),
+        "messages": [*messages, *manifest.notes],
+    }
+
+
+def _metrics(config: ScorePlanConfig) -> tuple[list[str], list[str]]:
+    """(all that are asked about, those of them that the gate votes with)."""
+    voters = gate_voters(gates.load(config.gate)) if config.gate else []
+    names = list(dict.fromkeys([*(config.metrics or (() if config.gate and not config.metrics else PAPER)), *voters]))
+    if config.gate and config.metrics is None:
+        names = list(dict.fromkeys([*PAPER, *voters]))
+    if unknown := [name for name in names if name not in CATALOGUE]:
+        raise ConfigurationError(f"unknown metric {unknown[0]!r}; 'qualitygate metrics' lists them")
+    return names, voters
+
+
+def _left(config: ScorePlanConfig, names: Sequence[str], manifest: manifests.Manifest) -> dict[str, int]:
+    """By metric, the input's photographs that have no score of it yet in --output."""
+    table = scores.open_table(config.output) if config.output else None
+    if table is None:
+        return dict.fromkeys(names, manifest.rows)
+    known = scores.metrics_of(table)
+    with connect() as database:
+        scores.register(database, table)
+        done = {
+            name: database.sql(
+                f"SELECT count(*) FROM scores SEMI JOIN read_parquet({literal(manifest.path)}) USING (image_id) "
+                f"WHERE {identifier(scores.state_column(name))} = {literal(scores.OK)}"
+            ).fetchall()[0][0]
+            for name in names
+            if name in known
+        }
+    return {name: manifest.rows - done.get(name, 0) for name in names}
+
+
+def _measured(plan: Plan, sample: Sequence[Request]) -> tuple[dict[str, Any], list[str]]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        try:
+            found: dict[str, Any] = process.submit(measure, plan, sample).result(timeout=_PATIENCE_S)
+        except (BrokenProcessPool, TimeoutError) as error:
+            # What takes for ever would be waited for.
+            for one in (process._processes or {}).values():
+                one.kill()
+            raise ConfigurationError(
+                "a photograph of --input ended the measurement: it crashes its decoder, or takes for ever; 'score' "
+                "finds it and gives it its row, or plan with another part of the input"
+            ) from error
+    messages = []
+    if found["unread"]:
+        messages.append(
+            f"{found['unread']} of {len(sample)} photographs could not be read: the means are of the others"
+        )
+    if not found["sizes"]:
+        raise ConfigurationError(
+            f"none of {len(sample)} photographs of --input could be read ({found['reason']}); check the input"
+        )
+    return found, messages
+
+
+def measure(plan: Plan, sample: Sequence[Request]) -> dict[str, Any]:
+    """Mean seconds of a photograph on this core by stage, sizes, bytes, and the rate of a plain product."""
+    from qualitygate.cluster.workers import use_threads
+
+    use_threads(1)
+    scorer = RowScorer(plan, run_id="plan")
+    rows = []
+    for number, request in enumerate(sample):
+        row = scorer.row(request, scorer.fetch(request))
+        if number == 0:
+            scorer.take_seconds()
+        rows.append(row)
+    seconds = scorer.take_seconds()
+    read = [row for row in rows if row.get("width") and row.get("sha256") and row["status"] != "error"]
+    counted = max(1, len(rows) - 1)
+    reason = next((row["error_message"] for row in rows if row["status"] == "error"), None)
+    return {
+        "photographs": len(read),
+        "unread": len(rows) - len(read),
+        "reason": reason,
+        "sizes": [(row["height"], row["width"]) for row in read],
+        "bytes": sum(row["bytes"] for row in read) / max(1, len(read)),
+        "reading": (seconds.get("fetch", 0.0) + seconds.get("decode", 0.0)) / counted,
+        "formulas": {name: seconds.get(name, 0.0) / counted for name in plan.metrics},
+        "operations_per_second": _product_rate(),
+    }
+
+
+def _product_rate() -> float:
+    """Floating point operations a second of one thread's float32 product."""
+    import time
+
+    import torch
+
+    torch.set_num_threads(1)
+    rows, inner, columns = _PRODUCT
+    left, right = torch.rand(rows, inner), torch.rand(inner, columns)
+    best = min(_timed(lambda: left @ right, time.perf_counter) for _ in range(4))
+    return 2 * rows * inner * columns / best
+
+
+def _timed(call: Any, clock: Any) -> float:
+    started = clock()
+    call()
+    return float(clock() - started)
+
+
+def _cost(name: str, rows: int, measured: dict[str, Any]) -> dict[str, Any]:
+    """A metric's hours for so many photographs of the measured sizes."""
+    from qualitygate.metrics import costs
+
+    base = name.split("-")[0]
+    if CATALOGUE[name].device == "cpu":
+        return {"rows": rows, "cpu_hours": rows * measured["formulas"][name] / 3600, "gpu_hours": None}
+    each = _mean(costs.operations(name, height, width) for height, width in measured["sizes"])
+    stock = GPU_STOCK[base] * costs.operations(name, _STOCK_SIDE, _STOCK_SIDE)
+    return {
+        "rows": rows,
+        "cpu_hours": rows * each / (_OF_A_PRODUCT * measured["operations_per_second"]) / 3600,
+        "gpu_hours": (rows * each / GPU_LIMIT / 3600, rows * each / stock / 3600),
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)

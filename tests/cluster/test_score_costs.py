@@ -1,0 +1,112 @@
+"""What scoring will take: counted rows, counted operations, timed photographs; and no photograph ends the plan."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from job_helpers import Silent, write_photographs
+
+from qualitygate import cli
+from qualitygate.cluster import score_costs, scoring
+from qualitygate.config import ScoreConfig, ScorePlanConfig
+from qualitygate.errors import ConfigurationError
+from qualitygate.metrics import costs
+from qualitygate.metrics.rows import Plan, Request
+from qualitygate.report import costs as said
+
+
+def _plan(source: Path, **more: Any) -> dict[str, Any]:
+    return score_costs.estimate(ScorePlanConfig(input=str(source), photographs=3, **more))
+
+
+def test_networks_are_counted_at_the_photographs_sizes() -> None:
+    # Counted: .115 and 3.88 TFLOP for MUSIQ, .2145 for HyperIQA, 20 crops for MANIQA whatever the size.
+    assert costs.operations("musiq-spaq", 1024, 1024) == pytest.approx(0.115e12)
+    assert costs.operations("musiq", 3000, 4000) == pytest.approx(3.88e12)
+    assert costs.operations("musiq", 512, 512) < 0.5 * costs.operations("musiq", 1024, 1024)
+    assert costs.operations("hyperiqa", 1024, 1024) == pytest.approx(0.2145e12)
+    assert costs.operations("maniqa", 1024, 1024) == costs.operations("maniqa", 3000, 4000) == pytest.approx(5.54e12)
+    # Equal crops of a small photograph are computed once.
+    assert costs.operations("maniqa", 226, 226) < 0.2 * costs.operations("maniqa", 1024, 1024)
+    assert costs.operations("niqe", 1024, 1024) == 0
+    assert costs.operations("musiq", 10, 5000) == pytest.approx(0)
+
+
+def test_a_plan_counts_times_and_says_what_the_gate_alone_would_take(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "in", 6)
+    found = _plan(tmp_path / "in")
+    assert (found["rows"], found["to_do"], found["requests"]) == (6, 6, 6)
+    assert found["bytes"] == pytest.approx(sum(p.stat().st_size for p in (tmp_path / "in").iterdir()), rel=0.2)
+    assert set(found["metrics"]) == {"lapv", "lapm", "wavs", "brisque", "niqe", "musiq", "maniqa", "hyperiqa"}
+    assert all(cost["cpu_hours"] > 0 for cost in found["metrics"].values())
+    maniqa = found["metrics"]["maniqa"]
+    assert maniqa["gpu_hours"] is not None
+    assert 0 < maniqa["gpu_hours"][0] < maniqa["gpu_hours"][1] < maniqa["cpu_hours"]
+    text = said.of_score_plan(found)
+    assert "6 of 6 photographs to score" in text
+    assert "MANIQA" in text
+    dear = json.loads(json.dumps(found))
+    dear["metrics"]["maniqa"]["cpu_hours"] = 4800.0
+    assert "MANIQA would take" in said.of_score_plan(dear)
+
+
+@pytest.mark.cluster
+def test_what_is_scored_already_counts_as_done(tmp_path: Path, ray_session: Any) -> None:
+    write_photographs(tmp_path / "in", 5)
+    config = ScoreConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), metrics=("lapm",), limit=3)
+    scoring.run(config, Silent())
+    found = _plan(tmp_path / "in", output=str(tmp_path / "out"), metrics=("lapm", "wavs"))
+    assert {name: cost["rows"] for name, cost in found["metrics"].items()} == {"lapm": 2, "wavs": 5}
+    assert found["to_do"] == 5
+
+
+def test_unreadable_photographs_are_said_and_none_at_all_refused(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "in", 3)
+    (tmp_path / "in" / "z.jpg").write_bytes(b"no photograph")
+    found = _plan(tmp_path / "in", metrics=("lapm",))
+    assert found["measured"]["photographs"] == 3
+    assert any("1 of 4 photographs could not be read" in message for message in found["messages"])
+    for file in (tmp_path / "in").glob("p*"):
+        file.write_bytes(b"no photograph")
+    with pytest.raises(ConfigurationError, match=r"none of 4 photographs of --input could be read"):
+        _plan(tmp_path / "in", metrics=("lapm",))
+
+
+def _dies(plan: Plan, sample: list[Request]) -> None:
+    os._exit(139)
+
+
+def test_a_photograph_that_crashes_ends_the_plan_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photographs(tmp_path / "in", 3)
+    monkeypatch.setattr(score_costs, "measure", _dies)
+    with pytest.raises(ConfigurationError, match=r"a photograph of --input ended the measurement"):
+        _plan(tmp_path / "in", metrics=("lapm",))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"metrics": ("lapmm",)}, "unknown metric 'lapmm'"), ({"gate": "nowhere"}, "there is no gate.json")],
+)
+def test_what_cant_be_planned_is_said(tmp_path: Path, more: dict[str, Any], message: str) -> None:
+    write_photographs(tmp_path / "in", 1)
+    with pytest.raises(ConfigurationError, match=message):
+        _plan(tmp_path / "in", **more)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0001, "0.36 s"), (0.5, "30 min"), (30.0, "30 h"), (480.0, "20 days"), (240_000.0, "10,000 days")],
+)
+def test_times_have_the_unit_that_people_would_use(value: float, text: str) -> None:
+    assert said.hours(value) == text
+
+
+def test_the_verb_speaks_to_people_and_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photographs(tmp_path / "in", 2)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", "score", "--input", str(tmp_path / "in"), "--metrics", "lapm", "--json"])
+    assert not ended.value.code
+    assert json.loads(capsys.readouterr().out)["rows"] == 2
+    assert not list(tmp_path.glob("**/*.parquet"))
