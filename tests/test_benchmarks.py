@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from job_helpers import write_photographs
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -62,3 +65,20 @@ def test_memory_has_a_row_and_its_peak() -> None:
     assert row[0] == "lapm, niqe"
     assert float(row[3]) >= float(row[2]) >= 0
     assert float(row[3]) > 0.05
+
+
+def test_the_lazy_gate_has_both_sides_and_asks_for_less() -> None:
+    text = run("lazy.py", "--count", "12", "--side", "64", "--rounds", "1", "--open", "0.25")
+    heads, full, lazily = rows(text, "12 photographs of 64 x 64; MUSIQ asked for 3 of them")
+    assert (heads[0], full[0], lazily[0]) == ("the gate's three", "in full", "lazily")
+    assert full[2] == "1.00"
+
+
+@pytest.mark.cluster
+def test_the_pipeline_has_the_pool_and_the_job(tmp_path: Path) -> None:
+    write_photographs(tmp_path, 24)
+    arguments = ("--input", str(tmp_path), "--count", "24", "--rounds", "1", "--workers", "2", "--metrics", "lapm")
+    heads, pool, job = rows(run("pipeline.py", *arguments), "24 photographs, lapm")
+    assert (pool[0], job[0]) == ("bare process pool", "Ray job")
+    assert pool[heads.index("ratio")] == "1.00"
+    assert float(job[1]) > 0
