@@ -337,6 +337,9 @@ def load(model: type[Config], path: str | Path | None, overrides: dict[str, Any]
     """
     values = _read(path) if path is not None else {}
     values |= {key: value for key, value in overrides.items() if value is not None}
+    if isinstance(output := values.get("output"), str) and output.rstrip("/"):
+        # A folder is the same with and without; names of what is in it would have two.
+        values["output"] = output.rstrip("/")
     try:
         return model.model_validate(values)
     except ValidationError as error:

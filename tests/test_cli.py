@@ -123,6 +123,13 @@ def test_export_without_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "holds no scores" in capsys.readouterr().err
 
 
+def test_an_outputs_trailing_slash_is_no_part_of_its_name() -> None:
+    given = {"input": "in/", "output": "out//"}
+    assert load(ScoreConfig, None, given).output == "out"
+    assert load(ScoreConfig, None, {**given, "output": "s3://bucket/"}).output == "s3://bucket"
+    assert load(ScoreConfig, None, {**given, "output": "/"}).output == "/"
+
+
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("input: a\noutput: b\nmetrics: [lapv]\nretry: [missing]\ncommit_rows: 5\n")

@@ -249,6 +249,10 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
     batch = config.batch_size or min(most, max(1, math.ceil(rows / (4 * workers))))
     batch = min(batch, config.commit_rows)
     cores = max(1, int(cluster.cpus / workers))
+    decoders = 1
+    if gpus and plan.backend == "native":
+        # Each holds a photograph decoded. pyiqa's metrics share switches of torch, so its photographs take turns.
+        decoders = max(1, int(min(cores, cluster.memory / workers / _WORKER_BYTES)))
     return Pool(
         workers=workers,
         cpus_per_worker=cluster.share(workers),
@@ -256,9 +260,8 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
         batch_size=batch,
         task=_task(config, batch, rows, workers, cost if not networks else None, on_gpu=gpus > 0),
         threads=cores if networks and cluster.local else 1,
-        # Each holds a photograph decoded and what its formulas need.
-        decoders=max(1, int(min(cores, cluster.memory / workers / _WORKER_BYTES))) if gpus else 1,
-        prefetch=_prefetch(cost),
+        decoders=decoders,
+        prefetch=_prefetch(cost, decoders),
     )
 
 
@@ -276,10 +279,10 @@ def _task(config: ScoreConfig, batch: int, rows: int, workers: int, cost: Cost |
     return max(1, min(wanted, _MAX_TASK, config.commit_rows, math.ceil(rows / (4 * workers))))
 
 
-def _prefetch(cost: Cost | None) -> int | None:
+def _prefetch(cost: Cost | None, decoders: int) -> int | None:
     if cost is None:
         return None
-    return min(_MAX_PREFETCH, 1 + math.ceil(cost.fetch / max(cost.compute, 1e-6)))
+    return min(_MAX_PREFETCH, 1 + math.ceil(decoders * cost.fetch / max(cost.compute, 1e-6)))
 
 
 def prefetch_of(chosen: int | None, *, local: bool) -> int:

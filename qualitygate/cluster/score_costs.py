@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -125,24 +126,43 @@ def measure(plan: Plan, sample: Sequence[Request]) -> dict[str, Any]:
 
     use_threads(1)
     scorer = RowScorer(plan, run_id="plan")
-    rows = []
-    for number, request in enumerate(sample):
-        row = scorer.row(request, scorer.fetch(request))
-        if number == 0:
+    alone = {name: RowScorer(replace(plan, metrics=(name,)), run_id="plan") for name in plan.metrics}
+    sizes, nbytes, reading, reason, unread = [], 0, 0.0, None, 0
+    formulas = dict.fromkeys(plan.metrics, 0.0)
+    warm = False
+    for request in sample:
+        fetched = scorer.fetch(request)
+        row = scorer.row(request, fetched)
+        if row["status"] == "error" and row.get("width") is None:
             scorer.take_seconds()
-        rows.append(row)
-    seconds = scorer.take_seconds()
-    read = [row for row in rows if row.get("width") and row.get("sha256") and row["status"] != "error"]
-    counted = max(1, len(rows) - 1)
-    reason = next((row["error_message"] for row in rows if row["status"] == "error"), None)
+            unread, reason = unread + 1, reason or row["error_message"]
+            continue
+        if not warm:
+            # The first that can be read warms everything up, and is then measured like the others.
+            warm = True
+            for one in alone.values():
+                one.row(request, fetched)
+                one.take_seconds()
+            scorer.take_seconds()
+            fetched = scorer.fetch(request)
+            scorer.row(request, fetched)
+        seconds = scorer.take_seconds()
+        reading += seconds.get("fetch", 0.0) + seconds.get("decode", 0.0)
+        for name, one in alone.items():
+            # By itself: together, metrics share what they have in common, and the first would pay for the others.
+            one.row(request, fetched)
+            formulas[name] += one.take_seconds().get(name, 0.0)
+        sizes.append((row["height"], row["width"]))
+        nbytes += row["bytes"]
+    count = max(1, len(sizes))
     return {
-        "photographs": len(read),
-        "unread": len(rows) - len(read),
+        "photographs": len(sizes),
+        "unread": unread,
         "reason": reason,
-        "sizes": [(row["height"], row["width"]) for row in read],
-        "bytes": sum(row["bytes"] for row in read) / max(1, len(read)),
-        "reading": (seconds.get("fetch", 0.0) + seconds.get("decode", 0.0)) / counted,
-        "formulas": {name: seconds.get(name, 0.0) / counted for name in plan.metrics},
+        "sizes": sizes,
+        "bytes": nbytes / count,
+        "reading": reading / count,
+        "formulas": {name: seconds / count for name, seconds in formulas.items()},
         "operations_per_second": _product_rate(),
     }
 

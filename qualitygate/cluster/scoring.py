@@ -3,10 +3,12 @@
 import json
 import logging
 import re
+import threading
 import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,8 @@ from qualitygate.tables import manifest as manifests
 from qualitygate.tables import scores, storage
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_NOTES = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +201,10 @@ def _stream(
             rows,
         )
         try:
-            for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
-                recorder.add(block)
+            with _patience(progress) as arrived:
+                for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
+                    arrived.set()
+                    recorder.add(block)
             recorder.commit()
         except QualityGateError:
             raise
@@ -218,6 +224,24 @@ def _access(config: ScoreConfig) -> storage.Access:
         timeout_seconds=config.request_timeout_s,
         max_requests_per_second=config.max_requests_per_second,
     )
+
+
+@contextmanager
+def _patience(progress: Progress) -> Iterator[threading.Event]:
+    """Says now and then that workers are still starting, until the event is set or the block ends."""
+    arrived, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not arrived.wait(_SECONDS_BETWEEN_NOTES):
+            progress.note(f"still starting, or at the first photographs: {time.monotonic() - started:.0f} s")
+
+    teller = threading.Thread(target=tell, name="patience", daemon=True)
+    teller.start()
+    try:
+        yield arrived
+    finally:
+        arrived.set()
+        teller.join()
 
 
 def _explained(error: Exception) -> QualityGateError:
@@ -325,7 +349,7 @@ def _write_stats(
         "untrained": [metric.name for metric in plan.selected() if not metric.trained],
         "lazy": _left_out(plan, config, audit),
         "seconds_by_stage": {stage: round(value, 3) for stage, value in sorted(recorder.stages.items())},
-        "bottleneck": max(recorder.stages, key=lambda stage: recorder.stages[stage], default=None),
+        "bottleneck": _bottleneck(recorder),
         "busy_seconds": round(recorder.busy_seconds, 3),
         "measured": asdict(recorder.cost) if recorder.cost else None,
         "pool": asdict(recorder.pool) if recorder.pool else None,
@@ -336,6 +360,14 @@ def _write_stats(
     storage.write_bytes(storage.join(output, "_stats.json"), text)
     storage.write_bytes(storage.join(output, "_history", f"{run_id}.json"), text)
     return stats
+
+
+def _bottleneck(recorder: _Recorder) -> str | None:
+    """The stage that took longest by the clock: those of several threads side by side count by their share of it."""
+    decoders = recorder.pool.decoders if recorder.pool else 1
+    beside = {"fetch", "decode"} if decoders > 1 else set()
+    clock = {stage: seconds / decoders if stage in beside else seconds for stage, seconds in recorder.stages.items()}
+    return max(clock, key=lambda stage: clock[stage], default=None)
 
 
 def _left_out(plan: Plan, config: ScoreConfig, audit: scores.Audit) -> dict[str, Any] | None:

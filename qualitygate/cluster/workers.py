@@ -113,6 +113,7 @@ class ScoringWorker:
         self._scorer = RowScorer(plan, run_id=settings.run_id)
         self._timeout_s = settings.image_timeout_s
         self._settings = settings
+        self._at_once = plan.at_once
         fetchers = max(settings.decoders, planning.prefetch_of(settings.prefetch, local=False))
         self._fetchers = ThreadPoolExecutor(fetchers, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
@@ -140,7 +141,8 @@ class ScoringWorker:
         if self._settings.decoders == 1:
             yield from map(self._prepare, fetched)
             return
-        for future in _ahead(self._decoders, self._prepare, fetched, 2 * self._settings.decoders):
+        # A group's photographs are taken at once: the next group is to be decoded while the GPU has this one.
+        for future in _ahead(self._decoders, self._prepare, fetched, self._at_once + self._settings.decoders):
             started = time.perf_counter()
             prepared = future.result()
             self._waited += time.perf_counter() - started

@@ -218,13 +218,15 @@ class CropScorer:
                 # The failed attempt's tensors are gone with its frame: now its memory can be given back.
                 if self._device == "cuda":
                     torch.cuda.empty_cache()
-                if len(part) == 1:
+                if (size if self._padded else len(part)) == 1:
                     failures[part[0].owner] = Failure(
                         ErrorCode.OUT_OF_MEMORY, f"{self._name}: no memory for a single crop: {values}"
                     )
                 else:
-                    self.batch = len(part) // 2
-                    logger.warning("%s: no memory for %d crops; going on with %d", self._name, len(part), self.batch)
+                    # What was computed, padding included, was too much.
+                    computed = size if self._padded else len(part)
+                    self.batch = max(1, computed // 2)
+                    logger.warning("%s: no memory for %d crops; going on with %d", self._name, computed, self.batch)
                 self._run(tasks[begin:], photographs, done, failures)
                 return
             done.append(_Done(part, values))

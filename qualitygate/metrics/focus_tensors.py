@@ -30,7 +30,7 @@ def luma(rgb_BHWC: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
 def laplacian_sums(rgb_BHWC: torch.Tensor) -> torch.Tensor:
     """Exact sums over the pixels: (B, 4) int64.
 
-    Of 6000 L; of the upper and the lower 32 bits of each row's sum of (6000 L)^2, because a photograph's overflows;
+    Of 6000 L; of the upper and the lower 32 bits of each (6000 L)^2, because their sum overflows;
     of 1000 (|Lx| + |Ly|). L, Lx and Ly as in focus.py, borders replicated.
     """
     luma_BHW = luma(rgb_BHWC, torch.int32)
@@ -43,12 +43,12 @@ def laplacian_sums(rgb_BHWC: torch.Tensor) -> torch.Tensor:
     corners = above[..., :-2] + above[..., 2:] + below[..., :-2] + below[..., 2:]
     full = (corners + 4 * (upright + side) - 10 * twice).long()
     modified = (twice - side).abs() + (twice - upright).abs()
-    squares_BH = (full * full).sum(dim=2)
+    squares_BHW = full * full
     return torch.stack(
         [
             full.sum(dim=(1, 2)),
-            (squares_BH >> 32).sum(dim=1),
-            (squares_BH & LOW_BITS).sum(dim=1),
+            (squares_BHW >> 32).sum(dim=(1, 2)),
+            (squares_BHW & LOW_BITS).sum(dim=(1, 2)),
             modified.sum(dim=(1, 2), dtype=torch.int64),
         ],
         dim=1,

@@ -5,13 +5,15 @@ import torch
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics.metric import Device
 
-# Where torch has no exception of its own: its CPU allocator, oneDNN, cuBLAS and cuDNN.
+# Where torch has no exception of its own: its CPU allocator, oneDNN, cuBLAS, cuSOLVER, cuDNN (under two names).
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "could not create a memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
 )
 
 
@@ -23,10 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def pixels(photograph: Photograph, device: Device) -> torch.Tensor:
-    """The photograph's pixels on the device, (H, W, 3) uint8; uploaded once for all metrics.
-
-    May be called ahead from another thread, so that an upload overlaps with what the GPU does.
-    """
+    """The photograph's pixels on the device, (H, W, 3) uint8; uploaded once for all metrics."""
     if device == "cpu":
         return torch.from_numpy(photograph.rgb)
     return photograph.once("pixels on the GPU", _uploaded)

@@ -407,7 +407,8 @@ class _Scorer:
                 jobs.append(_Job(place, photograph, layout))
         with torch.inference_mode(), full_precision():
             done = [found for batch in self._batches(jobs) for found in self._scores(batch)]
-            # A GPU is waited for once, here; until now it computed while the CPU prepared the next batch.
+            # Scores are read here, at the end: until now a GPU computed while the CPU prepared the next batch, but for
+            # the small copies of places that each batch brings.
             for batch, values in done:
                 found = [values] * len(batch) if isinstance(values, Failure) else map(self._checked, values.tolist())
                 scores |= zip((job.place for job in batch), found, strict=True)

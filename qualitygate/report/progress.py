@@ -88,7 +88,7 @@ class LogProgress:
             self._last = now
             self.note(
                 f"{self._counts.done + self._counts.new:,} of {self._counts.total:,} {self._unit}, "
-                f"{self._counts.rate_and_errors(self._unit)}, {self._counts.time_left()} left"
+                f"{self._counts.rate_and_errors(self._unit)}{self._counts.time_left()}"
             )
 
     def note(self, message: str) -> None:
@@ -124,13 +124,14 @@ class _Counts:
 
     def rate_and_errors(self, unit: str) -> str:
         rate = "" if self.rate is None else f"{self.rate:.1f} {unit}/s, "
-        return f"{rate}{self.errors:,} errors"
+        return f"{rate}{self.errors:,} error{'s' * (self.errors != 1)}"
 
     def time_left(self) -> str:
+        """Hours, minutes and seconds after a comma; nothing before there is a rate."""
         if self.rate is None:
-            return "unknown"
+            return ""
         seconds = round((self.total - self.done - self.new) / self.rate)
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        return f", {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
 
 def for_stream(unit: str = "rows", stream: TextIO | None = None) -> TerminalProgress | LogProgress:

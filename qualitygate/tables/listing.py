@@ -4,16 +4,16 @@ A store hands out its keys page by page, each page after the one before. So pref
 other, in threads: those right below the root, and where these are few, those below them.
 """
 
+from __future__ import annotations
+
+import functools
 import os
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any
 
 from qualitygate.errors import ErrorCode, ImageError
 from qualitygate.tables import reading, stores
@@ -22,15 +22,26 @@ from qualitygate.tables.gather import Gathering
 from qualitygate.tables.reading import local_etag
 from qualitygate.tables.uris import OPTIONS, is_local, local_path, uri_of_path
 
-LISTED = pa.schema(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("etag", pa.string()),
-        pa.field("bytes", pa.int64()),
-        pa.field("modified", pa.timestamp("us", tz="UTC")),
-    ]
-)
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@functools.cache
+def listed_schema() -> pa.Schema:
+    """name, uri, etag, bytes, modified: the columns of listings. PyArrow is loaded by those who list, not before."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("name", pa.string(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("etag", pa.string()),
+            pa.field("bytes", pa.int64()),
+            pa.field("modified", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+
+
 # Keys of an answer to S3's ListObjectsV2, at most.
 _PAGE = 1000
 THREADS = 16
@@ -45,7 +56,8 @@ _MOST_CHILDREN_ON_A_PAGE = 50
 
 
 # A store's answer, and which of its keys are known to be folders.
-_Page = tuple[pa.RecordBatch, frozenset[str]]
+if TYPE_CHECKING:
+    _Page = tuple[pa.RecordBatch, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +95,7 @@ def walk(root: str) -> Iterator[Listed]:
 
 
 def batches(root: str, *, in_order: bool = False, access: Access = DEFAULT) -> Iterator[pa.Table]:
-    """The same in tables of the schema LISTED, from object stores in parallel and in no order, unless asked for."""
+    """The same in tables of `listed_schema`, from object stores in parallel and in no order, unless asked for."""
     if not is_local(root) and reading.in_object_store(root) and not in_order:
         yield from _ObjectListing(root, access).parallel()
     else:
@@ -91,7 +103,7 @@ def batches(root: str, *, in_order: bool = False, access: Access = DEFAULT) -> I
 
 
 def as_tables(listing: Iterator[Listed]) -> Iterator[pa.Table]:
-    """Listed objects in tables of the schema LISTED, some thousand rows each."""
+    """Listed objects in tables of `listed_schema`, some thousand rows each."""
     rows: list[tuple[Any, ...]] = []
     for item in listing:
         rows.append((item.name, item.uri, item.etag, item.bytes, item.modified))
@@ -103,9 +115,12 @@ def as_tables(listing: Iterator[Listed]) -> Iterator[pa.Table]:
 
 
 def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
+    import pyarrow as pa
+
     columns = zip(*rows, strict=True)
     return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, LISTED, strict=True)], schema=LISTED
+        [pa.array(column, field.type) for column, field in zip(columns, listed_schema(), strict=True)],
+        schema=listed_schema(),
     )
 
 
@@ -209,6 +224,8 @@ class _Seam:
         self.seen: set[str] = set()
 
     def moved_by(self, page: pa.RecordBatch) -> None:
+        import pyarrow.compute as pc
+
         path = page.column("path")
         filled = pc.indices_nonzero(pc.greater(page.column("size"), 0))
         if len(filled):
@@ -236,6 +253,8 @@ class _ObjectListing:
     def raw_pages(self, prefix: str) -> Iterator[pa.RecordBatch]:
         """A store's answers: columns path, last_modified, size, e_tag and version."""
         import obstore
+        import pyarrow as pa
+        import pyarrow.compute as pc
 
         patience = Patience(self._access)
         seam, seen = _Seam(), frozenset[str]()
@@ -267,6 +286,9 @@ class _ObjectListing:
 
     def listed(self, batch: pa.RecordBatch, folders: Collection[str] = ()) -> pa.Table:
         """A page without hidden names and without the empty objects that mark folders, such as those known."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         path = batch.column("path")
         name = pc.utf8_slice_codeunits(path, len(self._root) + 1) if self._root else path
         size = batch.column("size").cast(pa.int64())
@@ -280,13 +302,15 @@ class _ObjectListing:
         uri = pc.binary_join_element_wise(f"{self._uri}/", name, self._options, "")
         etag = pc.utf8_trim(batch.column("e_tag"), '"')
         modified = batch.column("last_modified").cast(pa.timestamp("us", tz="UTC"))
-        return pa.table([name, uri, etag, size, modified], schema=LISTED).filter(keep)
+        return pa.table([name, uri, etag, size, modified], schema=listed_schema()).filter(keep)
 
     def _folders(self, path: pa.Array, size: pa.Array, known: Collection[str]) -> list[str]:
         """Keys of empty objects that others lie below.
 
         An empty object `folder/` is how consoles and some tools make a folder; clients drop its last slash.
         """
+        import pyarrow.compute as pc
+
         found = []
         for index in pc.indices_nonzero(pc.equal(size, 0)).to_pylist():
             key = path[index].as_py()
@@ -306,13 +330,14 @@ class _ObjectListing:
 
     def parallel(self) -> Iterator[pa.Table]:
         """All pages in the order of their arrival. A failure of one prefix ends the listing: none is left out."""
-        with Gathering[_Page](THREADS, ahead=_PAGES_AHEAD) as gathering:
+        pages: Gathering[_Page] = Gathering(THREADS, ahead=_PAGES_AHEAD)
+        with pages as gathering:
             gathering.add(lambda: self._divided(self._root, 2, gathering))
             # Here, while the threads already wait for the next pages.
             for page, folders in gathering:
                 yield self.listed(page, folders)
 
-    def _divided(self, prefix: str, levels: int, gathering: "Gathering[_Page]") -> "Iterator[_Page]":
+    def _divided(self, prefix: str, levels: int, gathering: Gathering[_Page]) -> Iterator[_Page]:
         """A prefix's pages, or, where that pays, what lies right below it, the rest being left to other threads."""
         for number, page in enumerate(self.raw_pages(prefix)):
             if number == 0 and levels and self.divides(page, prefix):
@@ -329,6 +354,7 @@ class _ObjectListing:
     def level(self, prefix: str) -> tuple[pa.Table, list[str]]:
         """(objects right below a prefix as a store's answer, the prefixes right below it)."""
         import obstore
+        import pyarrow as pa
 
         def ask() -> Any:
             try:
@@ -341,6 +367,8 @@ class _ObjectListing:
 
     def divides(self, page: pa.RecordBatch, prefix: str) -> bool:
         """Whether listing the prefixes below this one side by side pays, as far as its first page shows."""
+        import pyarrow.compute as pc
+
         if page.num_rows < _WORTH_DIVIDING:
             return False
         start = len(prefix) + 1 if prefix else 0

@@ -157,7 +157,7 @@ def _is_unordered(source: str, wanted: Wanted) -> bool:
 
 
 def list_images(source: str, wanted: Wanted, found: shards.Found) -> Iterator[pa.Table] | None:
-    """The images of an input in tables of the schema `listing.LISTED`; None where it is a manifest itself.
+    """The images of an input in tables of the schema `listing.listed_schema`; None where it is a manifest itself.
 
     Raises ConfigurationError where nothing is there.
     """

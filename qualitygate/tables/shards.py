@@ -88,7 +88,7 @@ def taken_apart(
 ) -> Iterator[pa.Table]:
     """A listing with the images of its archives and tables in their stead; in parallel, unless in order.
 
-    tables: of the schema `listing.LISTED`, as what is yielded.
+    tables: of the schema `listing.listed_schema`, as what is yielded.
     """
     if in_order:
         for table in tables:

@@ -1,6 +1,7 @@
 """The measurement before a run: it reads what can be read, chooses sensibly, and can't take the run with it."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,6 +73,15 @@ def test_tasks_are_seconds_of_work_and_slow_stores_are_asked_ahead(
     assert planning.plan_pool(config.model_copy(update={"batch_size": 7}), plan, MACHINE, 100_000, cost).task == 7
     assert planning.plan_pool(config, plan, MACHINE, 16, cost).task == 1
     assert f"tasks of {task} photograph" in str(pool)
+
+
+def test_the_bottleneck_goes_by_the_clock() -> None:
+    recorder = scoring._Recorder.__new__(scoring._Recorder)
+    recorder.stages = {"decode": 40.0, "maniqa": 10.0, "wait_for_decode": 1.0}
+    recorder.pool = planning.Pool(workers=1, cpus_per_worker=1, gpus_per_worker=1, batch_size=32, task=256, decoders=8)
+    assert scoring._bottleneck(recorder) == "maniqa"
+    recorder.pool = replace(recorder.pool, decoders=1)
+    assert scoring._bottleneck(recorder) == "decode"
 
 
 def test_only_runs_that_can_gain_are_measured() -> None:

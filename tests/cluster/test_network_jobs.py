@@ -22,6 +22,7 @@ from PIL import Image
 
 import qualitygate
 from qualitygate.cluster import planning, scoring, session
+from qualitygate.cluster.measurement import Cost
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ConfigurationError
 from qualitygate.metrics import PAPER, Parameters, weights, weights_manifest
@@ -215,6 +216,11 @@ def test_pools_of_networks_on_gpus_and_without_any() -> None:
     small = session.Cluster(cpus=16, gpus=2, local=True, memory=24 << 30)
     assert planning.plan_pool(ScoreConfig(input="i", output="o"), on_gpu, machine, rows=10_000).decoders == 8
     assert planning.plan_pool(ScoreConfig(input="i", output="o"), on_gpu, small, rows=10_000).decoders == 6
+    # Several decoders need as many photographs on their way; pyiqa's take turns.
+    slow = Cost(photographs=8, fetch=0.05, compute=0.05)
+    whole = ScoreConfig(input="i", output="o")
+    assert planning.plan_pool(whole, on_gpu, machine, 10_000, slow).prefetch == 9
+    assert planning.plan_pool(whole, replace(on_gpu, backend="pyiqa"), machine, rows=10_000).decoders == 1
     chosen = ScoreConfig(input="i", output="o", batch_size=5, gpus_per_worker=2)
     assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).batch_size == 5
     assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).workers == 1

@@ -67,6 +67,8 @@ def test_unreadable_photographs_are_said_and_none_at_all_refused(tmp_path: Path)
     (tmp_path / "in" / "z.jpg").write_bytes(b"no photograph")
     found = _plan(tmp_path / "in", metrics=("lapm",))
     assert found["measured"]["photographs"] == 3
+    # The means are of those that were read, and a metric's is what it takes by itself.
+    assert found["measured"]["formulas"]["lapm"] > 0
     assert any("1 of 4 photographs could not be read" in message for message in found["messages"])
     for file in (tmp_path / "in").glob("p*"):
         file.write_bytes(b"no photograph")

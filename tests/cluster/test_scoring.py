@@ -305,6 +305,18 @@ def test_workers_are_placed_on_the_gpus_that_ray_has(tmp_path: Path, silent: Sil
         _run(tmp_path / "in", tmp_path / "other", silent, metrics=FOCUS, device="cuda", gpus_per_worker=3)
 
 
+def test_a_start_that_takes_long_is_told_of(silent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_SECONDS_BETWEEN_NOTES", 0.05)
+    with scoring._patience(silent) as arrived:
+        time.sleep(0.3)
+        arrived.set()
+        told = len(silent.notes)
+        time.sleep(0.2)
+    assert told >= 2
+    assert len(silent.notes) == told
+    assert silent.notes[0].startswith("still starting")
+
+
 def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -208,6 +208,37 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error, caplog):
     assert max(network.sizes) == 2  # it doesn't try again what failed
 
 
+def test_a_lone_crop_whose_padding_is_too_much_is_no_failure():
+    photograph = noise(224, 224, 6)  # one distinct crop, computed as a quarter of a batch
+    network = Means(capacity=4)
+    padded = crops.CropScorer(
+        network,
+        lambda total: float(total[0]) / 20,
+        name="mean red",
+        count=20,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        device="cpu",
+        batch=80,
+        padded=True,
+    )
+    assert padded([photograph]) == pytest.approx(scorer(Means())([photograph]), abs=1e-6)
+    assert max(network.sizes) <= 4
+    nothing = crops.CropScorer(
+        Means(capacity=0),
+        lambda total: float(total[0]) / 20,
+        name="mean red",
+        count=20,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        device="cpu",
+        batch=80,
+        padded=True,
+    )
+    (failed,) = nothing([photograph])
+    assert isinstance(failed, Failure)
+
+
 def test_no_memory_for_one_crop_fails_its_photograph_only():
     class Picky(Means):
         def __call__(self, x):

@@ -69,6 +69,14 @@ def test_squares_of_a_large_photograph_do_not_overflow():
     assert photograph._memo["laplacian_sums"][1] > 2**63
 
 
+def test_squares_of_a_long_row_do_not_overflow():
+    rgb = np.zeros((1, 1_000_000, 3), np.uint8)
+    rgb[:, ::2] = 255
+    (found,) = on_tensors("lapv")([Photograph(rgb)])
+    assert found == CATALOGUE["lapv"].load("cpu")([Photograph(rgb)])[0]
+    assert found > 0
+
+
 class Counting:
     """A formula of one number, the mean, that runs out of memory past `capacity` photographs."""
 

@@ -222,7 +222,7 @@ def test_a_run_goes_by_the_file(tmp_path: Path) -> None:
 
 
 def test_long_runs_on_gpus_are_compiled() -> None:
-    pool = planning.Pool(workers=2, cpus_per_worker=1, gpus_per_worker=1, batch_size=32)
+    pool = planning.Pool(workers=2, cpus_per_worker=1, gpus_per_worker=1, batch_size=32, task=256)
     on_gpu = plan("musiq", device="cuda", execution=Execution(fast=("musiq",)))
     assert planning.compiled(on_gpu, pool, 10**6).execution == Execution(fast=("musiq",), compiled=True)
     assert planning.compiled(on_gpu, pool, 1000) == on_gpu
