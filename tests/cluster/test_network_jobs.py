@@ -220,7 +220,10 @@ def test_pools_of_networks_on_gpus_and_without_any() -> None:
     slow = Cost(photographs=8, fetch=0.05, compute=0.05)
     whole = ScoreConfig(input="i", output="o")
     assert planning.plan_pool(whole, on_gpu, machine, 10_000, slow).prefetch == 9
-    assert planning.plan_pool(whole, replace(on_gpu, backend="pyiqa"), machine, rows=10_000).decoders == 1
+    assert (
+        planning.plan_pool(whole, replace(on_gpu, metrics=("maniqa",), backend="pyiqa"), machine, rows=10_000).decoders
+        == 1
+    )
     chosen = ScoreConfig(input="i", output="o", batch_size=5, gpus_per_worker=2)
     assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).batch_size == 5
     assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).workers == 1
