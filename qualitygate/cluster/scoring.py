@@ -7,8 +7,8 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -201,8 +201,11 @@ def _stream(
             rows,
         )
         try:
-            with _patience(progress) as arrived:
-                for block in _blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker):
+            # Closed here whatever happens: Ray's executor, still at work when Ray is shut down, may end this process
+            # with exit code 1 before it has said why.
+            stream = closing(_blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker))
+            with stream as blocks, _patience(progress) as arrived:
+                for block in blocks:
                     arrived.set()
                     recorder.add(block)
             recorder.commit()
@@ -275,7 +278,7 @@ def _blocks(
     pending: str,
     pool: planning.Pool,
     worker: type | None,
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """Score rows as they come out of the pool, in blocks of a task each."""
     import ray.data
 

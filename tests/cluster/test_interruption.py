@@ -123,8 +123,8 @@ def test_of_two_drivers_at_once_one_finishes_and_no_row_stands_twice(
     photographs: Path, undisturbed: dict[str, tuple[Any, ...]], tmp_path: Path
 ) -> None:
     first = _start(photographs, tmp_path, "--workers", "1", "--batch-size", "1", "--commit-rows", "1")
-    # Its claim is made; Ray and the photographs are before it. The second's claim comes before its Ray, so it takes over
-    # however busy the machine is.
+    # Its claim is made; Ray and the photographs are before it. The second's claim comes before its Ray, so it takes
+    # over however busy the machine is.
     deadline = time.monotonic() + 120
     while not (tmp_path / "_config.yaml").exists():
         assert first.poll() is None
