@@ -124,7 +124,7 @@ class Means:
         return x[:, 0].double().mean((1, 2))[:, None]
 
 
-def scorer(network, batch: int = 8, count: int = 20) -> crops.CropScorer:
+def scorer(network, batch: int = 8, count: int = 20, *, padded: bool = False) -> crops.CropScorer:
     return crops.CropScorer(
         network,
         lambda total: float(total[0]) / count,
@@ -134,6 +134,7 @@ def scorer(network, batch: int = 8, count: int = 20) -> crops.CropScorer:
         std=(1.0, 1.0, 1.0),
         device="cpu",
         batch=batch,
+        padded=padded,
     )
 
 
@@ -211,31 +212,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error, caplog):
 def test_a_lone_crop_whose_padding_is_too_much_is_no_failure():
     photograph = noise(224, 224, 6)  # one distinct crop, computed as a quarter of a batch
     network = Means(capacity=4)
-    padded = crops.CropScorer(
-        network,
-        lambda total: float(total[0]) / 20,
-        name="mean red",
-        count=20,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        device="cpu",
-        batch=80,
-        padded=True,
-    )
-    assert padded([photograph]) == pytest.approx(scorer(Means())([photograph]), abs=1e-6)
+    assert scorer(network, 80, padded=True)([photograph]) == pytest.approx(scorer(Means())([photograph]), abs=1e-6)
     assert max(network.sizes) <= 4
-    nothing = crops.CropScorer(
-        Means(capacity=0),
-        lambda total: float(total[0]) / 20,
-        name="mean red",
-        count=20,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        device="cpu",
-        batch=80,
-        padded=True,
-    )
-    (failed,) = nothing([photograph])
+    (failed,) = scorer(Means(capacity=0), 80, padded=True)([photograph])
     assert isinstance(failed, Failure)
 
 
