@@ -5,6 +5,7 @@ and divided by the rate of a plain product on this machine, or by what a GPU can
 process of their own, so that none of them can end the plan.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -69,9 +70,7 @@ def estimate(config: ScorePlanConfig) -> dict[str, Any]:
 def _metrics(config: ScorePlanConfig) -> tuple[list[str], list[str]]:
     """(all that are asked about, those of them that the gate votes with)."""
     voters = gate_voters(gates.load(config.gate)) if config.gate else []
-    names = list(dict.fromkeys([*(config.metrics or (() if config.gate and not config.metrics else PAPER)), *voters]))
-    if config.gate and config.metrics is None:
-        names = list(dict.fromkeys([*PAPER, *voters]))
+    names = list(dict.fromkeys([*(config.metrics or PAPER), *voters]))
     if unknown := [name for name in names if name not in CATALOGUE]:
         raise ConfigurationError(f"unknown metric {unknown[0]!r}; 'qualitygate metrics' lists them")
     return names, voters
@@ -176,14 +175,12 @@ def _product_rate() -> float:
     torch.set_num_threads(1)
     rows, inner, columns = _PRODUCT
     left, right = torch.rand(rows, inner), torch.rand(inner, columns)
-    best = min(_timed(lambda: left @ right, time.perf_counter) for _ in range(4))
+    moments = [time.perf_counter()]
+    for _ in range(4):
+        torch.mm(left, right)
+        moments.append(time.perf_counter())
+    best = min(after - before for before, after in itertools.pairwise(moments))
     return 2 * rows * inner * columns / best
-
-
-def _timed(call: Any, clock: Any) -> float:
-    started = clock()
-    call()
-    return float(clock() - started)
 
 
 def _cost(name: str, rows: int, measured: dict[str, Any]) -> dict[str, Any]:

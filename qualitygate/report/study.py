@@ -10,9 +10,9 @@ from rich.table import Table
 
 from qualitygate.report import summary
 from qualitygate.training import paper
-from qualitygate.training.results import OK, spread
-from qualitygate.training.study_report import WORDS
-from qualitygate.training.verdicts import Judgement, architecture_order
+from qualitygate.training.results import OK
+from qualitygate.training.study_report import WORDS, cells_of, shown_spread
+from qualitygate.training.verdicts import Judgement
 
 _KINDS = {
     "high": "high-quality",
@@ -74,8 +74,7 @@ def of_run(result: Finished) -> str:
     parts: list[Any] = [head]
     if any(row["from_scratch"] for row in rows):
         parts.append("FROM SCRATCH: these networks start from random parameters, the paper's from ImageNet's")
-    parts += [_table(rows, "Table 2", ("high", "all", "balanced", "full"))]
-    parts += [_table(rows, "Table 3", ("varying", "random"))]
+    parts += [_table(rows, "Table 2", "table2"), _table(rows, "Table 3", "table3")]
     parts += [_verdicts(result.judgement)]
     parts += [f"failed: {one['run']}: {one['error']}" for one in record["failed"][:_SHOWN_FAILURES]]
     if len(record["failed"]) > _SHOWN_FAILURES:
@@ -140,11 +139,8 @@ def _ranged(values: Iterable[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], title: str, kinds: tuple[str, ...]) -> Any:
-    cells: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["kind"] in kinds:
-            cells.setdefault((row["architecture"], row["kind"], row["removed"]), []).append(row)
+def _table(rows: Sequence[Mapping[str, Any]], title: str, name: str) -> Any:
+    cells = cells_of(rows, name)
     if not cells:
         return f"{title}: no finished run belongs there"
     table = Table(
@@ -154,29 +150,21 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str, kinds: tuple[str, ...]
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for name in ("network", "trained on", "runs", "accuracy", "AUC", "balanced", "log-loss"):
-        table.add_column(name, justify="left" if name in ("network", "trained on") else "right")
-    for cell in sorted(cells, key=lambda one: (architecture_order(one[0]), kinds.index(one[1]), one[2])):
-        architecture, kind, removed = cell
-        found, theirs = cells[cell], paper.reported(*cell)
+    for head in ("network", "trained on", "runs", "accuracy", "AUC", "balanced", "log-loss"):
+        table.add_column(head, justify="left" if head in ("network", "trained on") else "right")
+    for (architecture, kind, removed), found in cells.items():
+        theirs = paper.reported(architecture, kind, removed)
         trained_on = _KINDS[kind] + (f" {removed:g} %" if kind in ("varying", "random") else "")
         table.add_row(
             paper.spelt(architecture),
             trained_on,
             str(len(found)),
-            _spread(found, "accuracy") + (f" ({theirs.accuracy.mean:g})" if theirs else ""),
-            _spread(found, "auc") + (f" ({theirs.auc.mean:g})" if theirs else ""),
-            _spread(found, "balanced_accuracy"),
-            _spread(found, "log_loss", scale=1.0, digits=3),
+            shown_spread(found, "high", "accuracy") + (f" ({theirs.accuracy.mean:g})" if theirs else ""),
+            shown_spread(found, "high", "auc") + (f" ({theirs.auc.mean:g})" if theirs else ""),
+            shown_spread(found, "high", "balanced_accuracy"),
+            shown_spread(found, "high", "log_loss"),
         )
     return table
-
-
-def _spread(rows: Sequence[Mapping[str, Any]], name: str, *, scale: float = 100.0, digits: int = 1) -> str:
-    mean, deviation = spread([row[name] for row in rows])
-    if mean is None:
-        return "–"
-    return f"{scale * mean:.{digits}f}" + ("" if deviation is None else f" ± {scale * deviation:.{digits}f}")
 
 
 def _verdicts(judgement: Judgement) -> Table:
