@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
@@ -15,6 +16,7 @@ from qualitygate import __version__, options
 from qualitygate.config import (
     BaselineConfig,
     CalibrateConfig,
+    CompactConfig,
     GateConfig,
     ManifestBuildConfig,
     PredictConfig,
@@ -25,6 +27,7 @@ from qualitygate.config import (
     StudyConfig,
     StudyPlanConfig,
     SubsetsConfig,
+    VacuumConfig,
     VerifyConfig,
     load,
 )
@@ -214,6 +217,28 @@ def export(
 
     rows = scores.export(storage.check_location(input, "--input"), output)
     sys.stdout.write(f"{rows:,} rows in {output}\n")
+
+
+@options.verb(app, "compact", CompactConfig)
+def compact(config: CompactConfig) -> None:
+    """Make few large files of a score table's many small ones; no row changes, and a run at work goes on."""
+    from qualitygate.report import upkeep as said
+    from qualitygate.tables import storage, upkeep
+
+    output = storage.check_location(config.output, "--output")
+    done = upkeep.compact(output, round(config.target_mb * 2**20))
+    _say(said.as_json(done) if config.as_json else said.of_compaction(done))
+
+
+@options.verb(app, "vacuum", VacuumConfig)
+def vacuum(config: VacuumConfig) -> None:
+    """Remove files that no version of the last days needs, and what killed runs left behind."""
+    from qualitygate.report import upkeep as said
+    from qualitygate.tables import storage, upkeep
+
+    output = storage.check_location(config.output, "--output")
+    done = upkeep.vacuum(output, timedelta(days=config.keep_days), dry_run=config.dry_run)
+    _say(said.as_json(done) if config.as_json else said.of_vacuum(done))
 
 
 @app.command()

@@ -327,6 +327,27 @@ class ReportConfig(BaseModel):
     seed: int = Field(0, ge=0, description="of the sampling")
 
 
+class CompactConfig(BaseModel):
+    """What `qualitygate compact` does: make few large files of a score table's many small ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: str = Field(description="output folder of 'score'")
+    target_mb: float = Field(256, gt=0, description="size of the files to make, in MiB")
+    as_json: bool = Field(False, description="say the counts as JSON", json_schema_extra={"flag": "json"})
+
+
+class VacuumConfig(BaseModel):
+    """What `qualitygate vacuum` does: remove files that no version of the last days needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: str = Field(description="output folder of 'score'")
+    keep_days: float = Field(7, ge=1, description="days for which replaced versions can still be read")
+    dry_run: bool = Field(False, description="say what would be removed, and remove nothing")
+    as_json: bool = Field(False, description="say the counts as JSON", json_schema_extra={"flag": "json"})
+
+
 Config = TypeVar("Config", bound=BaseModel)
 
 
