@@ -1,6 +1,8 @@
 """The command line: one function a verb, no logic of its own."""
 
+import itertools
 import json
+import logging
 import os
 import signal
 import sys
@@ -12,7 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from qualitygate import __version__, options
+from qualitygate import __version__, logs, options
 from qualitygate.config import (
     BaselineConfig,
     CalibrateConfig,
@@ -43,6 +45,8 @@ from qualitygate.report import progress as progress_bars
 
 # Typer carries its own copy of click, whose base class of usage errors has no public name.
 UsageError: Any = typer.BadParameter.__mro__[2]
+_LOG_FORMAT = "--log-format"
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="qualitygate",
@@ -65,28 +69,62 @@ app.add_typer(manifest_app, name="manifest")
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; ends the process with the exit codes of `qualitygate.errors`."""
     signal.signal(signal.SIGTERM, _stop)
+    form, given = _log_format_of(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(args=arguments, prog_name="qualitygate", standalone_mode=False)
+        logs.set_up(form, verb=_verb(given))
+        code = app(args=given, prog_name="qualitygate", standalone_mode=False)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             # A group of commands without any: the message is its help.
             sys.stderr.write(f"{error.format_message()}\n")
             sys.exit(2)
         # Typer's own box takes four lines for one sentence.
-        sys.stderr.write(f"qualitygate: {' '.join(error.format_message().split())} (see --help)\n")
-        sys.exit(2)
+        _fail(f"{' '.join(error.format_message().split())} (see --help)", "UsageError", 2)
     except QualityGateError as error:
-        sys.stderr.write(f"qualitygate: {' '.join(str(error).split())}\n")
-        if isinstance(error, Interrupted):
-            # All is written and closed. Ray's threads, stopped while they were starting, may crash an orderly exit.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(error.exit_code)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+        _fail(" ".join(str(error).split()), type(error).__name__, code, at_once=isinstance(error, Interrupted))
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("qualitygate: stopped\n")
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
+        _fail("stopped", "Interrupted", 130)
+    except Exception as error:
+        if logs.form() == logs.TEXT:
+            raise
+        logger.critical("%s", error, exc_info=True)
+        _fail(f"{type(error).__name__}: {error}", type(error).__name__, 1)
+    code = code if isinstance(code, int) else 0
+    if logs.form() == logs.JSON:
+        logs.write("ended", "done" if code == 0 else "ended", exit_code=code)
+    sys.exit(code)
+
+
+def _fail(message: str, kind: str, code: int, *, at_once: bool = False) -> NoReturn:
+    """Say why, in one line, and end the process."""
+    if logs.form() == logs.JSON:
+        logs.write("failed", message, level="error", error=kind, exit_code=code)
+    else:
+        sys.stderr.write(f"qualitygate: {message}\n")
+    if at_once:
+        # All is written and closed. Ray's threads, stopped while they were starting, may crash an orderly exit.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _log_format_of(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """(the value of `--log-format`, the other arguments): the jobs' scripts have the verb before it."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == _LOG_FORMAT and (equals or place + 1 < len(arguments)):
+            rest = place + (1 if equals else 2)
+            return value if equals else arguments[place + 1], arguments[:place] + arguments[rest:]
+    return None, arguments
+
+
+def _verb(arguments: list[str]) -> str:
+    """The words that name the command, such as "score" and "plan score"."""
+    words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    groups = {group.name for group in app.registered_groups}
+    return " ".join(words[: 2 if words and words[0] in groups else 1])
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -110,11 +148,24 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _log_format(wanted: str | None) -> None:
+    if wanted is not None:
+        logs.set_up(wanted, **logs.context())
+
+
 @app.callback()
 def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
     ] = False,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            callback=_log_format,
+            is_eager=True,
+            help=f"text, or json: a JSON object a line on stderr (${logs.VARIABLE}).",
+        ),
+    ] = None,
 ) -> None:
     pass
 

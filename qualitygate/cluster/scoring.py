@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from qualitygate import logs
 from qualitygate.cluster import measurement, planning, session
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import ScoreConfig, echo
@@ -52,6 +53,7 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
     if not output.strip():
         raise ConfigurationError("--output is empty; give a folder for the results")
     run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    logs.bind(run_id=run_id)
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
         plan, notes = planning.plan_scores(config)
         spooled = Path(scratch) / "manifest.parquet"
@@ -296,6 +298,7 @@ def _blocks(
         decoders=pool.decoders,
         prefetch=pool.prefetch,
         gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
+        log_format=logs.form(),
     )
     data = (
         ray.data.read_parquet(pending)
