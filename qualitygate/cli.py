@@ -229,6 +229,13 @@ def score(
     request_timeout_s: Annotated[
         float | None, typer.Option(help="Seconds without a byte after which a request has failed (default 30).")
     ] = None,
+    max_gpu_hours: Annotated[
+        float | None,
+        typer.Option(help="Refuse to start where the networks would take more, as 'plan score' estimates."),
+    ] = None,
+    max_cpu_hours: Annotated[
+        float | None, typer.Option(help="Refuse to start where it would take more hours of one core.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of the same keys.")] = None,
 ) -> None:
     """Score every image that has no valid row yet. Exit codes: 0 done, 2 to mend, 3 too many errors, 130 stopped."""

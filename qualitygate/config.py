@@ -52,6 +52,12 @@ class ScoreConfig(BaseModel):
     )
     retry_seconds: float = Field(60, ge=0, description="how long a store that fails is asked again for a photograph")
     request_timeout_s: float = Field(30, gt=0, description="seconds without a byte after which a request has failed")
+    max_gpu_hours: float | None = Field(
+        None, gt=0, description="refuse to start where the networks would take more, by the estimate of 'plan score'"
+    )
+    max_cpu_hours: float | None = Field(
+        None, gt=0, description="refuse to start where it would take more hours of one core, by the same estimate"
+    )
 
 
 class ScorePlanConfig(BaseModel):

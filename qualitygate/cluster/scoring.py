@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from qualitygate import logs
-from qualitygate.cluster import measurement, planning, session
+from qualitygate.cluster import measurement, planning, score_costs, session
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrupted, QualityGateError
@@ -191,6 +191,9 @@ def _stream(
         plan, notes = planning.on_device(config, plan, cluster)
         for note in notes:
             progress.note(note)
+        expected = score_costs.check_budget(config, plan, spool)
+        if expected is not None:
+            progress.note(str(expected))
         pending = _reachable(spool, config, writer.epoch, cluster)
         cost = measurement.measure(plan, pending) if planning.worth_measuring(config, rows) else None
         recorder.cost = cost
