@@ -277,6 +277,24 @@ def export(
     sys.stdout.write(f"{rows:,} rows in {output}\n")
 
 
+@app.command()
+def status(
+    folder: Annotated[str, typer.Argument(help="Output folder of any verb.")],
+    max_age_hours: Annotated[
+        float | None, typer.Option(min=0, help="Exit code 1 when the last good run ended longer ago.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """How an output folder stands. Exit codes: 0 fine, 1 the last run failed or is too old, 2 nothing is there."""
+    from qualitygate.report import status as job
+    from qualitygate.tables import storage
+
+    found = job.read(storage.check_location(folder, "DIR"), max_age_hours=max_age_hours)
+    _say(job.as_json(found) if as_json else job.as_text(found))
+    if found.problems:
+        raise typer.Exit(1)
+
+
 @options.verb(app, "compact", CompactConfig)
 def compact(config: CompactConfig) -> None:
     """Make few large files of a score table's many small ones; no row changes, and a run at work goes on."""

@@ -183,8 +183,10 @@ def test_what_has_a_metric_already_needs_it_no_more(tmp_path: Path) -> None:
     ],
 )
 def test_what_exceeds_the_budget_is_refused(
-    tmp_path: Path, budget: dict[str, float], device: Any, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, float], device: Any, message: str
 ) -> None:
+    timed = {"reading": 0.01, "formulas": {"lapm": 0.01}, "sizes": [(512, 512)], "operations_per_second": 1e11}
+    monkeypatch.setattr(score_costs, "_measured", lambda plan, sample: (timed, []))
     write_photographs(tmp_path / "in", 6)
     plan = Plan(metrics=("lapm", "musiq"), parameters=Parameters(untrained=True))
     pending = _spool(tmp_path / "in", tmp_path, plan)
