@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import threading
 import time
 import uuid
@@ -18,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from qualitygate.cluster import measurement, planning, session
+from qualitygate.cluster.fitting import reason_of
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrupted, QualityGateError
@@ -248,10 +248,8 @@ def _patience(progress: Progress) -> Iterator[threading.Event]:
 
 
 def _explained(error: Exception) -> QualityGateError:
-    reason = str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__
-    reason = re.sub(r"^qualitygate\.errors\.\w+: ", "", reason)
     return QualityGateError(
-        f"the Ray pipeline failed: {storage.redact(reason)}; what arrived is committed, run the same command again"
+        f"the Ray pipeline failed: {reason_of(error)}; what arrived is committed, run the same command again"
     )
 
 
@@ -288,7 +286,9 @@ def _blocks(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    journal = CrashJournal.remote()  # type: ignore[attr-defined]
+    journal = CrashJournal.options(  # type: ignore[attr-defined]
+        scheduling_strategy=session.beside_driver()
+    ).remote()
     settings = WorkerSettings(
         run_id=run_id,
         image_timeout_s=config.image_timeout_s,
