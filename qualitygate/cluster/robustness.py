@@ -169,10 +169,10 @@ def _results(
     settings = VariantSettings(blur=found.blur, interpolation=config.interpolation, second_interpolation=second)
     attempts = Attempts.options(scheduling_strategy=session.beside_driver()).remote()  # type: ignore[attr-defined]
     data = (
-        ray.data.from_arrow(pa.Table.from_pylist(as_rows(found.samples), schema=SAMPLES))
         # A task is what a dying worker costs, so it is one sample.
-        .repartition(target_num_rows_per_block=1)
-        .map_batches(
+        ray.data.from_arrow(
+            [pa.Table.from_pylist([row], schema=SAMPLES) for row in as_rows(found.samples)]
+        ).map_batches(
             worker or SampleScorer,
             fn_constructor_args=(plan, machine, settings, attempts),
             batch_size=1,

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -15,12 +15,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from qualitygate.cluster import measurement, planning, session
 from qualitygate.cluster.fitting import reason_of
+from qualitygate.cluster.pending import blocks as blocks_of
+from qualitygate.cluster.pending import stretches
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import ScoreConfig, echo
-from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrupted, QualityGateError
+from qualitygate.errors import ConfigurationError, DeadlineReached, ErrorBudgetExceeded, Interrupted, QualityGateError
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import manifest as manifests
 from qualitygate.tables import scores, storage
@@ -39,19 +42,27 @@ class Summary:
     stats: dict[str, Any]
 
 
-def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) -> Summary:
+def run(
+    config: ScoreConfig,
+    progress: Progress,
+    *,
+    worker: type | None = None,
+    run_id: str | None = None,
+    deadline: float | None = None,
+) -> Summary:
     """Score every image of the input that has no valid row yet.
 
-    worker: another class than `ScoringWorker` for the pool, of the same constructor.
+    worker: another class than `ScoringWorker` for the pool, of the same constructor. run_id: what the rows name as
+    their run; default: a new one. deadline: seconds since 1970 after which no more rows are waited for.
 
-    Raises ConfigurationError (nothing was written), Superseded (another run took over), Interrupted
-    (resumable), ErrorBudgetExceeded (all rows are kept), AuditFailed.
+    Raises ConfigurationError (nothing was written), Superseded (another run took over), Interrupted and
+    DeadlineReached (resumable), ErrorBudgetExceeded (all rows are kept), AuditFailed.
     """
     started = time.time()
     output = storage.check_location(config.output, "--output")
     if not output.strip():
         raise ConfigurationError("--output is empty; give a folder for the results")
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    run_id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
         plan, notes = planning.plan_scores(config)
         spooled = Path(scratch) / "manifest.parquet"
@@ -92,12 +103,12 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         progress.start(total=manifest.rows, done=manifest.rows - rows)
         try:
             if rows:
-                _stream(config, plan, run_id, writer, spool, rows, recorder, worker, progress)
-        except KeyboardInterrupt as stop:
+                _stream(config, plan, run_id, writer, spool, rows, recorder, worker, progress, deadline)
+        except (KeyboardInterrupt, _TimeIsUp) as stop:
             recorder.commit()
             audit = scores.audit(manifest, output, plan.metrics, complete=False)
             _write_stats(output, run_id, config, plan, recorder, audit, started, state="interrupted")
-            raise Interrupted(
+            raise (DeadlineReached if isinstance(stop, _TimeIsUp) else Interrupted)(
                 f"stopped with {audit.present} of {audit.expected} rows committed; "
                 "run the same command again to score the rest"
             ) from stop
@@ -115,6 +126,10 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
             stats=stats,
         )
     return Summary(run_id=run_id, output=output, stats=stats)
+
+
+class _TimeIsUp(Exception):
+    """The deadline has passed."""
 
 
 class _Recorder:
@@ -183,12 +198,14 @@ def _stream(
     recorder: _Recorder,
     worker: type | None,
     progress: Progress,
+    deadline: float | None,
 ) -> None:
     progress.note("starting Ray and the workers, which takes some ten seconds")
     with session.connect(config.ray_address) as cluster:
         plan, notes = planning.on_device(config, plan, cluster)
         for note in notes:
             progress.note(note)
+        files = [(path.name, pq.read_metadata(path).num_rows) for path in sorted(spool.glob("*.parquet"))]
         pending = _reachable(spool, config, writer.epoch, cluster)
         cost = measurement.measure(plan, pending) if planning.worth_measuring(config, rows) else None
         recorder.cost = cost
@@ -203,13 +220,15 @@ def _stream(
         try:
             # Closed here whatever happens: Ray's executor, still at work when Ray is shut down, may end this process
             # with exit code 1 before it has said why.
-            stream = closing(_blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker))
+            stream = closing(_blocks(config, plan, run_id, writer.schema, pending, files, recorder.pool, worker))
             with stream as blocks, _patience(progress) as arrived:
                 for block in blocks:
                     arrived.set()
                     recorder.add(block)
+                    if deadline is not None and time.time() >= deadline and recorder.rows < rows:
+                        raise _TimeIsUp
             recorder.commit()
-        except QualityGateError:
+        except (QualityGateError, _TimeIsUp):
             raise
         except Exception as error:
             # A run that was superseded may find its pending rows gone: say what happened, not where it hurt.
@@ -274,6 +293,7 @@ def _blocks(
     run_id: str,
     schema: pa.Schema,
     pending: str,
+    files: Sequence[tuple[str, int]],
     pool: planning.Pool,
     worker: type | None,
 ) -> Generator[pa.Table, None, None]:
@@ -289,6 +309,7 @@ def _blocks(
     journal = CrashJournal.options(  # type: ignore[attr-defined]
         scheduling_strategy=session.beside_driver()
     ).remote()
+    waiting = ray.data.from_arrow(blocks_of(stretches(files, pool.task)))
     settings = WorkerSettings(
         run_id=run_id,
         image_timeout_s=config.image_timeout_s,
@@ -297,19 +318,15 @@ def _blocks(
         prefetch=pool.prefetch,
         gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
     )
-    data = (
-        ray.data.read_parquet(pending)
-        # A task is what a dying worker costs: seconds of work.
-        .repartition(target_num_rows_per_block=pool.task)
-        .map_batches(
-            worker or ScoringWorker,
-            fn_constructor_args=(plan, settings, schema, journal),
-            batch_size=pool.task,
-            batch_format="pyarrow",
-            num_cpus=pool.cpus_per_worker,
-            num_gpus=pool.gpus_per_worker or None,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
-        )
+    data = waiting.map_batches(
+        worker or ScoringWorker,
+        fn_constructor_args=(plan, settings, schema, journal, pending),
+        # A task is a stretch of rows, and what a dying worker costs: seconds of work.
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=pool.cpus_per_worker,
+        num_gpus=pool.gpus_per_worker or None,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
     )
     yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
