@@ -215,6 +215,11 @@ class CalibrateConfig(BaseModel):
     min_wrong: int = Field(20, ge=2, description="fewest wrong predictions to calibrate on")
     min_wrong_groups: int = Field(10, ge=2, description="fewest groups among them")
     stratum: str | None = Field(None, description="column that divides photographs, such as the camera; default: auto")
+    sampling_column: str | None = Field(
+        None,
+        description="column of the predictions: chance in (0, 1] with which each was drawn to be labelled; default: "
+        "sampling_probability, where there is one",
+    )
     drop_trained: bool = Field(False, description="leave out photographs and groups that the classifier was trained on")
     allow_untrained: bool = Field(False, description="take scores of untrained networks, to try the plumbing")
     parent: str | None = Field(None, description="gate.json that this one follows")
