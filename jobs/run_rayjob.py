@@ -5,6 +5,8 @@ RayJob and not only for the moment of its creation. The RayJob has the name of t
 again finds it and waits on. It belongs to that Job and is deleted with it. Exit codes: 0 the RayJob succeeded,
 1 it failed, 2 something to mend, 75 Kubernetes' API stayed silent: start again.
 
+QUALITYGATE_LOG_FORMAT=json: what it says is a JSON object a line.
+
 In the pod's environment: JOB_NAME and JOB_UID, the Job that the RayJob belongs to, and NAMESPACE.
 """
 
@@ -24,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from qualitygate import logs
 from qualitygate.errors import ConfigurationError, QualityGateError
 
 logger = logging.getLogger(__name__)
@@ -138,8 +141,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("manifest", type=Path, help="YAML file of a RayJob")
     path = parser.parse_args(arguments).manifest
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
+        logs.set_up(verb="run_rayjob")
+        if logs.form() == logs.TEXT:
+            logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         rayjob = _read(path)
         missing = [key for key in ("JOB_NAME", "JOB_UID", "NAMESPACE") if not os.environ.get(key)]
         if missing:
@@ -149,7 +154,10 @@ def main(arguments: list[str] | None = None) -> int:
         job = owned(rayjob, name=os.environ["JOB_NAME"], uid=os.environ["JOB_UID"], namespace=os.environ["NAMESPACE"])
         succeeded, said = run(of_this_pod(), job)
     except QualityGateError as error:
-        sys.stderr.write(f"{error}\n")
+        if logs.form() == logs.JSON:
+            logs.write("failed", str(error), level="error", error=type(error).__name__, exit_code=error.exit_code)
+        else:
+            sys.stderr.write(f"{error}\n")
         return error.exit_code
     logger.info(said)
     return 0 if succeeded else 1

@@ -1,20 +1,24 @@
 """The command line: one function a verb, no logic of its own."""
 
+import itertools
 import json
+import logging
 import os
 import signal
 import sys
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from qualitygate import __version__, options
+from qualitygate import __version__, logs, options
 from qualitygate.config import (
     BaselineConfig,
     CalibrateConfig,
+    CompactConfig,
     GateConfig,
     ManifestBuildConfig,
     PredictConfig,
@@ -25,6 +29,7 @@ from qualitygate.config import (
     StudyConfig,
     StudyPlanConfig,
     SubsetsConfig,
+    VacuumConfig,
     VerifyConfig,
     load,
 )
@@ -40,6 +45,8 @@ from qualitygate.report import progress as progress_bars
 
 # Typer carries its own copy of click, whose base class of usage errors has no public name.
 UsageError: Any = typer.BadParameter.__mro__[2]
+_LOG_FORMAT = "--log-format"
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="qualitygate",
@@ -64,28 +71,62 @@ app.add_typer(gate_app, name="gate")
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; ends the process with the exit codes of `qualitygate.errors`."""
     signal.signal(signal.SIGTERM, _stop)
+    form, given = _log_format_of(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(args=arguments, prog_name="qualitygate", standalone_mode=False)
+        logs.set_up(form, verb=_verb(given))
+        code = app(args=given, prog_name="qualitygate", standalone_mode=False)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             # A group of commands without any: the message is its help.
             sys.stderr.write(f"{error.format_message()}\n")
             sys.exit(2)
         # Typer's own box takes four lines for one sentence.
-        sys.stderr.write(f"qualitygate: {' '.join(error.format_message().split())} (see --help)\n")
-        sys.exit(2)
+        _fail(f"{' '.join(error.format_message().split())} (see --help)", "UsageError", 2)
     except QualityGateError as error:
-        sys.stderr.write(f"qualitygate: {' '.join(str(error).split())}\n")
-        if isinstance(error, Interrupted):
-            # All is written and closed. Ray's threads, stopped while they were starting, may crash an orderly exit.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(error.exit_code)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+        _fail(" ".join(str(error).split()), type(error).__name__, code, at_once=isinstance(error, Interrupted))
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("qualitygate: stopped\n")
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
+        _fail("stopped", "Interrupted", 130)
+    except Exception as error:
+        if logs.form() == logs.TEXT:
+            raise
+        logger.critical("%s", error, exc_info=True)
+        _fail(f"{type(error).__name__}: {error}", type(error).__name__, 1)
+    code = code if isinstance(code, int) else 0
+    if logs.form() == logs.JSON:
+        logs.write("ended", "done" if code == 0 else "ended", exit_code=code)
+    sys.exit(code)
+
+
+def _fail(message: str, kind: str, code: int, *, at_once: bool = False) -> NoReturn:
+    """Say why, in one line, and end the process."""
+    if logs.form() == logs.JSON:
+        logs.write("failed", message, level="error", error=kind, exit_code=code)
+    else:
+        sys.stderr.write(f"qualitygate: {message}\n")
+    if at_once:
+        # All is written and closed. Ray's threads, stopped while they were starting, may crash an orderly exit.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _log_format_of(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """(the value of `--log-format`, the other arguments): the jobs' scripts have the verb before it."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == _LOG_FORMAT and (equals or place + 1 < len(arguments)):
+            rest = place + (1 if equals else 2)
+            return value if equals else arguments[place + 1], arguments[:place] + arguments[rest:]
+    return None, arguments
+
+
+def _verb(arguments: list[str]) -> str:
+    """The words that name the command, such as "score" and "plan score"."""
+    words = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    groups = {group.name for group in app.registered_groups}
+    return " ".join(words[: 2 if words and words[0] in groups else 1])
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -109,11 +150,24 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _log_format(wanted: str | None) -> None:
+    if wanted is not None:
+        logs.set_up(wanted, **logs.context())
+
+
 @app.callback()
 def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
     ] = False,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            callback=_log_format,
+            is_eager=True,
+            help=f"text, or json: a JSON object a line on stderr (${logs.VARIABLE}).",
+        ),
+    ] = None,
 ) -> None:
     pass
 
@@ -177,6 +231,13 @@ def score(
     request_timeout_s: Annotated[
         float | None, typer.Option(help="Seconds without a byte after which a request has failed (default 30).")
     ] = None,
+    max_gpu_hours: Annotated[
+        float | None,
+        typer.Option(help="Refuse to start where the networks would take more, as 'plan score' estimates."),
+    ] = None,
+    max_cpu_hours: Annotated[
+        float | None, typer.Option(help="Refuse to start where it would take more hours of one core.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of the same keys.")] = None,
 ) -> None:
     """Score every image that has no valid row yet. Exit codes: 0 done, 2 to mend, 3 too many errors, 130 stopped."""
@@ -216,6 +277,46 @@ def export(
 
     rows = scores.export(storage.check_location(input, "--input"), output)
     sys.stdout.write(f"{rows:,} rows in {output}\n")
+
+
+@app.command()
+def status(
+    folder: Annotated[str, typer.Argument(help="Output folder of any verb.")],
+    max_age_hours: Annotated[
+        float | None, typer.Option(min=0, help="Exit code 1 when the last good run ended longer ago.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """How an output folder stands. Exit codes: 0 fine, 1 the last run failed or is too old, 2 nothing is there."""
+    from qualitygate.report import status as job
+    from qualitygate.tables import storage
+
+    found = job.read(storage.check_location(folder, "DIR"), max_age_hours=max_age_hours)
+    _say(job.as_json(found) if as_json else job.as_text(found))
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@options.verb(app, "compact", CompactConfig)
+def compact(config: CompactConfig) -> None:
+    """Make few large files of a score table's many small ones; no row changes, and a run at work goes on."""
+    from qualitygate.report import upkeep as said
+    from qualitygate.tables import storage, upkeep
+
+    output = storage.check_location(config.output, "--output")
+    done = upkeep.compact(output, round(config.target_mb * 2**20))
+    _say(said.as_json(done) if config.as_json else said.of_compaction(done))
+
+
+@options.verb(app, "vacuum", VacuumConfig)
+def vacuum(config: VacuumConfig) -> None:
+    """Remove files that no version of the last days needs, and what killed runs left behind."""
+    from qualitygate.report import upkeep as said
+    from qualitygate.tables import storage, upkeep
+
+    output = storage.check_location(config.output, "--output")
+    done = upkeep.vacuum(output, timedelta(days=config.keep_days), dry_run=config.dry_run)
+    _say(said.as_json(done) if config.as_json else said.of_vacuum(done))
 
 
 @app.command()

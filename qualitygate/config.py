@@ -52,6 +52,12 @@ class ScoreConfig(BaseModel):
     )
     retry_seconds: float = Field(60, ge=0, description="how long a store that fails is asked again for a photograph")
     request_timeout_s: float = Field(30, gt=0, description="seconds without a byte after which a request has failed")
+    max_gpu_hours: float | None = Field(
+        None, gt=0, description="refuse to start where the networks would take more, by the estimate of 'plan score'"
+    )
+    max_cpu_hours: float | None = Field(
+        None, gt=0, description="refuse to start where it would take more hours of one core, by the same estimate"
+    )
 
 
 class ScorePlanConfig(BaseModel):
@@ -385,6 +391,27 @@ class ReportConfig(BaseModel):
     max_megabytes: float = Field(20.0, gt=1, description="largest page")
     title: str = Field("Image quality gate", description="of the page")
     seed: int = Field(0, ge=0, description="of the sampling")
+
+
+class CompactConfig(BaseModel):
+    """What `qualitygate compact` does: make few large files of a score table's many small ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: str = Field(description="output folder of 'score'")
+    target_mb: float = Field(256, gt=0, description="size of the files to make, in MiB")
+    as_json: bool = Field(False, description="say the counts as JSON", json_schema_extra={"flag": "json"})
+
+
+class VacuumConfig(BaseModel):
+    """What `qualitygate vacuum` does: remove files that no version of the last days needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: str = Field(description="output folder of 'score'")
+    keep_days: float = Field(7, ge=1, description="days for which replaced versions can still be read")
+    dry_run: bool = Field(False, description="say what would be removed, and remove nothing")
+    as_json: bool = Field(False, description="say the counts as JSON", json_schema_extra={"flag": "json"})
 
 
 Config = TypeVar("Config", bound=BaseModel)

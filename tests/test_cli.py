@@ -159,3 +159,25 @@ def test_every_key_of_the_configuration_is_a_flag(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     for key in ScoreConfig.model_fields:
         assert f"--{key.replace('_', '-')}" in shown
+
+
+def test_compact_and_vacuum_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+
+    from qualitygate.tables import scores
+
+    output = str(tmp_path / "out")
+    writer = scores.Writer(output, ["lapv"], "run-1")
+    for name in ("a", "b", "c"):
+        row = {"image_id": name, "status": "ok", "attempts": 1, "run_id": "r", "scored_at": 0}
+        writer.commit(pa.Table.from_pylist([row], schema=writer.schema), writer.schema.empty_table())
+    assert _call("compact", "--output", output, "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["files_before"], counts["files_after"], counts["rows"]) == (3, 1, 3)
+    assert _call("compact", "--output", output) == 0
+    assert "1 files, " in (said := capsys.readouterr().out)
+    assert "nothing to compact" in said
+    assert _call("vacuum", "--output", output, "--dry-run") == 0
+    assert capsys.readouterr().out.startswith("would remove 0 files of the table, 0 bytes")
+    assert _call("vacuum", "--output", output, "--keep-days", "0.5") == 2
+    assert "keep_days: input should be greater than or equal to 1" in capsys.readouterr().err

@@ -7,10 +7,10 @@ process of their own, so that none of them can end the plan.
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from typing import Any
 from qualitygate.calibration import gate as gates
 from qualitygate.cluster import measurement
 from qualitygate.cluster.planning import gate_voters
-from qualitygate.config import ScorePlanConfig
+from qualitygate.config import ScoreConfig, ScorePlanConfig
 from qualitygate.errors import ConfigurationError
 from qualitygate.images.decode import DecodePolicy
 from qualitygate.metrics import CATALOGUE, PAPER, by_cost
@@ -37,6 +37,8 @@ _STOCK_SIDE = 1024
 _OF_A_PRODUCT = 0.9
 _PRODUCT = (768, 768, 3072)
 _PATIENCE_S = 300.0
+# So many of the rows that wait are timed for a budget, as for 'plan score'.
+_PHOTOGRAPHS = int(ScorePlanConfig.model_fields["photographs"].default)
 
 
 def estimate(config: ScorePlanConfig) -> dict[str, Any]:
@@ -49,10 +51,8 @@ def estimate(config: ScorePlanConfig) -> dict[str, Any]:
         manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit)
         left = _left(config, names, manifest)
         sample = measurement.some(str(manifest.path), config.photographs)
-    formulas = [name for name in names if CATALOGUE[name].device == "cpu"]
     policy = DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side)
-    measured, messages = _measured(Plan(metrics=tuple(formulas) or ("lapm",), policy=policy), sample)
-    by_metric = {name: _cost(name, left[name], measured) for name in by_cost(names)}
+    by_metric, measured, messages = _by_metric(Plan(metrics=tuple(names), policy=policy), left, sample)
     return {
         "rows": manifest.rows,
         "to_do": max(left.values()),
@@ -65,6 +65,96 @@ def estimate(config: ScorePlanConfig) -> dict[str, Any]:
         "gate": list(voters),
         "messages": [*messages, *manifest.notes],
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hours:
+    """What scoring some rows will take: hours of one core, and of one GPU; metrics: the same by metric, dearest first.
+
+    gpu: (at least, at most): what no program exceeds on an H100, and what pyiqa reaches there. Zero without a GPU.
+    """
+
+    rows: int
+    cpu: float
+    gpu: tuple[float, float]
+    metrics: Mapping[str, float]
+
+    def __str__(self) -> str:
+        gpu = f"{self.gpu[0]:.3g} to {self.gpu[1]:.3g} GPU-hours and " if self.gpu[1] else ""
+        return f"{self.rows:,} photographs will take {gpu}about {self.cpu:.3g} hours of one core: within the budget"
+
+
+def hours(plan: Plan, pending: Path) -> Hours:
+    """By the rows that wait in a folder of Parquet files, some of which are timed here.
+
+    Scores that a lazy vote will leave out are counted. Raises ConfigurationError where none can be timed.
+    """
+    rows, left = _pending(plan, pending)
+    by_metric, measured, _ = _by_metric(plan, left, measurement.some(str(pending), _PHOTOGRAPHS))
+    on_gpu = plan.device == "cuda"
+    cpu, gpu = rows * measured["reading"] / 3600, (0.0, 0.0)
+    dearest = {}
+    for name, cost in by_metric.items():
+        if on_gpu and cost["gpu_hours"]:
+            gpu = (gpu[0] + cost["gpu_hours"][0], gpu[1] + cost["gpu_hours"][1])
+            dearest[name] = cost["gpu_hours"][1]
+        else:
+            cpu += cost["cpu_hours"]
+            dearest[name] = cost["cpu_hours"]
+    ordered = dict(sorted(dearest.items(), key=lambda item: -item[1]))
+    return Hours(rows=rows, cpu=cpu, gpu=gpu, metrics=ordered)
+
+
+def check_budget(config: ScoreConfig, plan: Plan, pending: Path) -> Hours | None:
+    """Refuse, by a ConfigurationError, what would take more than --max-gpu-hours or --max-cpu-hours.
+
+    plan: on the device that will be used. Returns the estimate; None where there is no budget, and nothing is timed.
+    """
+    if config.max_gpu_hours is None and config.max_cpu_hours is None:
+        return None
+    found = hours(plan, pending)
+    least, most = found.gpu
+    for said, estimate, unit, budget, flag in (
+        (f"{least:.3g} to {most:.3g}", most, "GPU-hours", config.max_gpu_hours, "--max-gpu-hours"),
+        (f"about {found.cpu:.3g}", found.cpu, "hours of a core", config.max_cpu_hours, "--max-cpu-hours"),
+    ):
+        if budget is not None and estimate > budget:
+            raise ConfigurationError(
+                f"scoring {found.rows:,} photographs would take {said} {unit}, more than {flag} {budget:g}, most of it "
+                f"{next(iter(found.metrics))}; nothing was scored: take fewer (--limit), fewer --metrics, --gate with "
+                "--lazy, or raise the budget; 'qualitygate plan score' shows it by metric"
+            )
+    return found
+
+
+def _pending(plan: Plan, folder: Path) -> tuple[int, dict[str, int]]:
+    """(rows that wait, of them by metric those that need it: the others have it, as far as is known of these bytes)."""
+    with connect() as database:
+        database.sql(f"CREATE VIEW pending AS SELECT * FROM read_parquet({literal(folder / '*.parquet')})")
+        rows = int(database.sql("SELECT count(*) FROM pending").fetchall()[0][0])
+        counts = {}
+        for name, by_region in plan.fingerprints().items():
+            known = ", ".join(literal(value) for value in by_region.values())
+            state, print_ = (
+                f"previous.{identifier(column(name))}" for column in (scores.state_column, scores.fingerprint_column)
+            )
+            has = (
+                f"{state} = {literal(scores.OK)} AND {print_} IN ({known}) AND uri = previous.uri "
+                "AND etag IS NOT DISTINCT FROM previous.etag AND box IS NOT DISTINCT FROM previous.box"
+            )
+            query = f"SELECT count(*) FROM pending WHERE NOT coalesce({has}, false)"
+            counts[name] = int(database.sql(query).fetchall()[0][0])
+    return rows, counts
+
+
+def _by_metric(
+    plan: Plan, left: Mapping[str, int], sample: Sequence[Request]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], list[str]]:
+    """(each metric's hours, cheapest first; what was timed; what is to be said about that)."""
+    formulas = tuple(name for name in plan.metrics if CATALOGUE[name].device == "cpu")
+    light = replace(plan, metrics=formulas or ("lapm",), device="cpu", lazy=None)
+    measured, messages = _measured(light, sample)
+    return {name: _cost(name, left[name], measured) for name in by_cost(plan.metrics)}, measured, messages
 
 
 def _metrics(config: ScorePlanConfig) -> tuple[list[str], list[str]]:

@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qualitygate.cluster import measurement, planning, session
+from qualitygate import logs
+from qualitygate.cluster import measurement, planning, score_costs, session
 from qualitygate.cluster.fitting import reason_of
 from qualitygate.cluster.pending import blocks as blocks_of
 from qualitygate.cluster.pending import stretches
@@ -63,6 +64,7 @@ def run(
     if not output.strip():
         raise ConfigurationError("--output is empty; give a folder for the results")
     run_id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    logs.bind(run_id=run_id)
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
         plan, notes = planning.plan_scores(config)
         spooled = Path(scratch) / "manifest.parquet"
@@ -206,6 +208,9 @@ def _stream(
         for note in notes:
             progress.note(note)
         files = [(path.name, pq.read_metadata(path).num_rows) for path in sorted(spool.glob("*.parquet"))]
+        expected = score_costs.check_budget(config, plan, spool)
+        if expected is not None:
+            progress.note(str(expected))
         pending = _reachable(spool, config, writer.epoch, cluster)
         cost = measurement.measure(plan, pending) if planning.worth_measuring(config, rows) else None
         recorder.cost = cost
@@ -317,6 +322,7 @@ def _blocks(
         decoders=pool.decoders,
         prefetch=pool.prefetch,
         gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
+        log_format=logs.form(),
     )
     data = waiting.map_batches(
         worker or ScoringWorker,

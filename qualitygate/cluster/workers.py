@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import ray
 
+from qualitygate import logs
 from qualitygate.cluster import planning
 from qualitygate.cluster.pending import Reader
 from qualitygate.errors import ConfigurationError, ErrorCode, Failure
@@ -99,12 +100,15 @@ class WorkerSettings:
     decoders: int = 1
     # Photographs whose bytes are on their way; None: by where they are.
     prefetch: int | None = None
+    # As the driver logs: Ray keeps what workers log in files of each node.
+    log_format: str = logs.TEXT
 
 
 class ScoringWorker:
     """Callable class of the actor pool: a stretch of the rows in `pending` in, score rows of `schema` out."""
 
     def __init__(self, plan: Plan, settings: WorkerSettings, schema: pa.Schema, journal: Any, pending: str) -> None:
+        logs.set_up(settings.log_format, verb="score", run_id=settings.run_id)
         use_threads(settings.threads)
         self._schema = schema.append(pa.field(REPLACES, pa.bool_())).append(pa.field(TRACE, pa.string()))
         self._journal = journal

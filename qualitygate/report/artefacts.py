@@ -117,7 +117,7 @@ def read(inputs: Sequence[str]) -> Artefacts:
         ("model", "train-baseline", "model.json", records.ModelRecord),
     ):
         if folder := folders.get(verb):
-            found[key] = _record(folder, name, model)
+            found[key] = read_record(folder, name, model)
     return Artefacts(**found, folders=folders, configs=_configs(folders))
 
 
@@ -179,9 +179,13 @@ def _where(folder: str, name: str) -> str:
     return repr(storage.redact(storage.join(folder, name)))
 
 
-def _record(folder: str, name: str, model: type[R]) -> R:
+def read_record(folder: str, name: str, model: type[R], *, kind: str | None = None) -> R:
+    """A verb's record in its folder; ConfigurationError, with the remedy, where it isn't what the verb writes.
+
+    kind: the record's usual name, where this is a copy under another.
+    """
     data = _bytes(folder, name)
-    verb, format_name = (KNOWN | _BESIDE)[name]
+    verb, format_name = (KNOWN | _BESIDE)[kind or name]
     remedy = f"run 'qualitygate {verb}' again"
     if data is None:
         raise ConfigurationError(f"{_where(folder, name)} isn't there, so that run didn't finish; {remedy}")
@@ -205,8 +209,8 @@ def _record(folder: str, name: str, model: type[R]) -> R:
 
 
 def _calibration(folder: str) -> Calibration:
-    gate = _record(folder, "gate.json", records.Gate)
-    record = _record(folder, "calibration.json", records.CalibrationRecord)
+    gate = read_record(folder, "gate.json", records.Gate)
+    record = read_record(folder, "calibration.json", records.CalibrationRecord)
     if record.gate_id != gate.id:
         raise ConfigurationError(
             f"{_where(folder, 'calibration.json')} belongs to gate {record.gate_id}, but gate.json is {gate.id}; "
@@ -221,7 +225,7 @@ def _calibration(folder: str) -> Calibration:
 
 
 def _robustness(folder: str) -> Robustness:
-    record = _record(folder, "robustness.json", records.RobustnessRecord)
+    record = read_record(folder, "robustness.json", records.RobustnessRecord)
     name = record.figures.get("montage", "series.png")
     try:
         montage = storage.fetch(storage.join(folder, name.rsplit("/", 1)[-1]), max_bytes=_MONTAGE_BYTES).data
@@ -234,8 +238,8 @@ def _robustness(folder: str) -> Robustness:
 def _study(folder: str) -> Study:
     from qualitygate.training import results
 
-    record = _record(folder, "study.json", records.StudyRecord)
-    verdicts = _record(folder, "verdicts.json", records.Verdicts)
+    record = read_record(folder, "study.json", records.StudyRecord)
+    verdicts = read_record(folder, "verdicts.json", records.Verdicts)
     return Study(
         record=record,
         verdicts=verdicts,

@@ -15,7 +15,7 @@ def of_score_plan(plan: Mapping[str, Any]) -> str:
     """Rows, bytes, hours by metric, and what the gate's methods alone would take."""
     measured, metrics = plan["measured"], plan["metrics"]
     lines = [
-        f"{plan['to_do']:,} of {plan['rows']:,} photographs to score: {_bytes(plan['bytes'])} in {plan['requests']:,} "
+        f"{plan['to_do']:,} of {plan['rows']:,} photographs to score: {size(plan['bytes'])} in {plan['requests']:,} "
         f"requests, by {measured['photographs']} that were timed here",
         f"reading and decoding: {hours(plan['reading_cpu_hours'])} of one core",
     ]
@@ -59,7 +59,8 @@ def hours(value: float) -> str:
     return f"{value / 24:,.3g} days" if value < 24 * 1000 else f"{value / 24:,.0f} days"
 
 
-def _bytes(value: float) -> str:
+def size(value: float) -> str:
+    """Bytes in the unit that people would use."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if value < 1000:
             return f"{value:.3g} {unit}"

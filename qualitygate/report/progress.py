@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from qualitygate import logs
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -86,14 +88,53 @@ class LogProgress:
         now = time.monotonic()
         if now - self._last >= _SECONDS_BETWEEN_LINES or self._counts.finished:
             self._last = now
-            self.note(
-                f"{self._counts.done + self._counts.new:,} of {self._counts.total:,} {self._unit}, "
-                f"{self._counts.rate_and_errors(self._unit)}{self._counts.time_left()}"
-            )
+            self.note(self._counts.so_far(self._unit))
 
     def note(self, message: str) -> None:
         """One line."""
         print(message, file=self._stream, flush=True)
+
+    def stop(self) -> None:
+        """Nothing to tidy up."""
+
+
+class JsonProgress:
+    """The lines of a log as JSON: `note`, and `progress` with its numbers."""
+
+    def __init__(self, unit: str = "rows") -> None:
+        self._unit = unit
+        self._counts = _Counts()
+        self._last = time.monotonic()
+
+    def start(self, *, total: int, done: int) -> None:
+        """Say what there is to do."""
+        self._counts = _Counts(total=total, done=done)
+        self._last = time.monotonic()
+        self._tell(f"{total:,} {self._unit}, {done:,} done already, {total - done:,} to do")
+
+    def advance(self, *, rows: int, errors: int = 0) -> None:
+        """Say how far it is, when the last line is some seconds old or all is done."""
+        self._counts.add(rows, errors)
+        now = time.monotonic()
+        if now - self._last >= _SECONDS_BETWEEN_LINES or self._counts.finished:
+            self._last = now
+            self._tell(self._counts.so_far(self._unit))
+
+    def _tell(self, message: str) -> None:
+        counts = self._counts
+        logs.write(
+            "progress",
+            message,
+            unit=self._unit,
+            total=counts.total,
+            done=counts.done + counts.new,
+            errors=counts.errors,
+            rate=None if counts.rate is None else round(counts.rate, 3),
+        )
+
+    def note(self, message: str) -> None:
+        """One line."""
+        logs.write("note", message)
 
     def stop(self) -> None:
         """Nothing to tidy up."""
@@ -122,6 +163,10 @@ class _Counts:
             return None
         return (self.new - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
 
+    def so_far(self, unit: str) -> str:
+        """How many of how many, the rate and the time left."""
+        return f"{self.done + self.new:,} of {self.total:,} {unit}, {self.rate_and_errors(unit)}{self.time_left()}"
+
     def rate_and_errors(self, unit: str) -> str:
         rate = "" if self.rate is None else f"{self.rate:.1f} {unit}/s, "
         return f"{rate}{self.errors:,} error{'s' * (self.errors != 1)}"
@@ -134,15 +179,17 @@ class _Counts:
         return f", {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
 
-def for_stream(unit: str = "rows", stream: TextIO | None = None) -> TerminalProgress | LogProgress:
-    """The kind that suits where it is written: a terminal or anything else."""
+def for_stream(unit: str = "rows", stream: TextIO | None = None) -> TerminalProgress | LogProgress | JsonProgress:
+    """The kind that suits where it is written: a terminal or anything else; JSON where logs are to be that."""
+    if stream is None and logs.form() == logs.JSON:
+        return JsonProgress(unit)
     stream = stream or sys.stderr
     if stream.isatty():
         return TerminalProgress(unit, Console(file=stream))
     return LogProgress(unit, stream)
 
 
-def as_callback(bar: TerminalProgress | LogProgress) -> Callable[[int, int], None]:
+def as_callback(bar: TerminalProgress | LogProgress | JsonProgress) -> Callable[[int, int], None]:
     """The bar as a function of (photographs done, photographs in all), as renderers report."""
     last: int | None = None
 

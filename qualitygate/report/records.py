@@ -289,6 +289,7 @@ class Example(Record):
 
 class Counted(Record):
     rows: int = 0
+    present: int | None = None
     error_rate: float | None = None
     by_status: dict[str, int] = Field(default_factory=dict)
     by_code: dict[str, int] = Field(default_factory=dict)

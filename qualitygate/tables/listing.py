@@ -94,6 +94,45 @@ def walk(root: str) -> Iterator[Listed]:
         yield from _walk_arrow(store, path, root)
 
 
+def everything(root: str) -> Iterator[Listed]:
+    """Every regular file below a folder or prefix, also those whose names are left out of listings; no links.
+
+    In no order. ImageError where the root can't be listed; nothing where there is none.
+    """
+    if is_local(root):
+        folder = os.fsdecode(local_path(root))
+        for path, _, names in os.walk(folder):
+            for name in names:
+                whole = os.path.join(path, name)
+                if not os.path.islink(whole):
+                    yield listed_file(whole, os.path.relpath(whole, folder))
+    elif reading.in_object_store(root):
+        prefix, options = split_options(root)
+        key = stores.address(root).key
+        for batch in _ObjectListing(root, DEFAULT).raw_pages(key):
+            for row in batch.select(["path", "size", "last_modified"]).to_pylist():
+                name = row["path"][len(key) :].lstrip("/")
+                if name:
+                    yield Listed(
+                        name=name,
+                        uri=f"{prefix}/{name}{options}",
+                        etag=None,
+                        bytes=row["size"],
+                        modified=row["last_modified"],
+                    )
+    else:
+        import pyarrow.fs
+
+        store, path = reading.file_system(root)
+        prefix, options = split_options(root)
+        for info in store.get_file_info(pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True)):
+            if info.type.name == "File":
+                name = info.path[len(path) :].lstrip("/")
+                yield Listed(
+                    name=name, uri=f"{prefix}/{name}{options}", etag=None, bytes=info.size, modified=info.mtime
+                )
+
+
 def batches(root: str, *, in_order: bool = False, access: Access = DEFAULT) -> Iterator[pa.Table]:
     """The same in tables of `listed_schema`, from object stores in parallel and in no order, unless asked for."""
     if not is_local(root) and reading.in_object_store(root) and not in_order:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 APPLICATION = "qualitygate"
 # Key in a commit's metadata: which attempt it was.
-_COMMIT = "commit_id"
+COMMIT = "commit_id"
+# Operations of commits after which a run goes on as if they weren't there.
+_UPKEEP = {"OPTIMIZE", "VACUUM START", "VACUUM END"}
 logger = logging.getLogger(__name__)
 # By metric and region ("whole" photograph, "box"), the fingerprint that its scores carry.
 Fingerprints = Mapping[str, Mapping[str, str]]
@@ -163,8 +165,8 @@ def metrics_of_columns(names: Sequence[str]) -> list[str]:
     return [name for name in names if state_column(name) in names]
 
 
-def dataset(table: "DeltaTable") -> Any:
-    """One version of the table as a pyarrow data set (an empty table while it has no files).
+def dataset(table: "DeltaTable", files: Collection[str] | None = None) -> Any:
+    """One version of the table, or some of its `file_uris()`, as a pyarrow data set (an empty table without files).
 
     Not `DeltaTable.to_pyarrow_dataset`: the statistics it attaches make filters on a column that was added
     after a file was written answer wrongly (seen with deltalake 1.6.6: IS NOT NULL kept the null rows).
@@ -173,7 +175,7 @@ def dataset(table: "DeltaTable") -> Any:
     import pyarrow.fs
 
     # Only the names are taken: file_uris() percent-encodes folders. The table has no partitions, so no subfolders.
-    names = [uri.rsplit("/", 1)[1] for uri in table.file_uris()]
+    names = [uri.rsplit("/", 1)[1] for uri in (table.file_uris() if files is None else files)]
     if not names:
         return arrow_schema(table).empty_table()
     root = table.table_uri
@@ -186,14 +188,20 @@ def dataset(table: "DeltaTable") -> Any:
     return pyarrow.dataset.dataset(paths, schema=arrow_schema(table), format="parquet", filesystem=file_system)
 
 
-def register(database: "duckdb.DuckDBPyConnection", table: "DeltaTable", view: str = "scores") -> None:
-    """Make one version of the table readable in SQL.
+def register(
+    database: "duckdb.DuckDBPyConnection",
+    table: "DeltaTable",
+    view: str = "scores",
+    *,
+    files: Collection[str] | None = None,
+) -> None:
+    """Make one version of the table, or some of its `file_uris()`, readable in SQL.
 
     Filters stay in DuckDB: handed down to pyarrow, a comparison of text fails on files that a merge wrote, whose
     strings are views (seen with deltalake 1.6.6, duckdb 2.0 and pyarrow 26).
     """
     database.execute("SET disabled_optimizers = 'filter_pushdown,join_filter_pushdown'")
-    database.register(view, dataset(table))
+    database.register(view, dataset(table, files))
 
 
 # --- before a run ---------------------------------------------------------------------------------------------
@@ -303,7 +311,7 @@ class Writer:
 
         return CommitProperties(
             app_transactions=[Transaction(APPLICATION, epoch)],
-            custom_metadata={"run_id": self._run_id, _COMMIT: self._commit_id},
+            custom_metadata={"run_id": self._run_id, COMMIT: self._commit_id},
             max_commit_retries=0,
         )
 
@@ -312,7 +320,7 @@ class Writer:
 
         uri = table_uri(self._output)
         for _ in range(10):
-            table = _delta(uri)
+            table = at_version(uri)
             before = table.version()
             epoch = (table.transaction_version(APPLICATION) or 0) + 1
             self._commit_id = uuid.uuid4().hex
@@ -322,7 +330,7 @@ class Writer:
             # Up to the claim itself and no further: what an older run committed before it is ours to count,
             # what a newer run claims after it must look like a conflict.
             if _is_commit(uri, before + 1, self._commit_id):
-                return _delta(uri, version=before + 1), epoch
+                return at_version(uri, version=before + 1), epoch
         raise Superseded(f"other runs keep claiming {storage.redact(self._output)!r}; stop them and run again")
 
     def _add_columns(self, wanted: Sequence[pa.Field]) -> None:
@@ -373,17 +381,35 @@ class Writer:
     def _publish(self, action: Any) -> None:
         from deltalake.exceptions import CommitFailedError
 
-        self._commit_id = uuid.uuid4().hex
-        before = self._table.version()
-        try:
-            action()
-        except Exception as error:
-            if self._landed(before + 1):
-                logger.warning("a commit was made although its answer was lost: %s", type(error).__name__)
+        while True:
+            self._commit_id = uuid.uuid4().hex
+            before = self._table.version()
+            try:
+                action()
                 return
-            if isinstance(error, CommitFailedError):
-                raise Superseded(self._taken_over()) from error
-            raise
+            except Exception as error:
+                if self._landed(before + 1):
+                    logger.warning("a commit was made although its answer was lost: %s", type(error).__name__)
+                    return
+                if not isinstance(error, CommitFailedError):
+                    raise
+                if not self._moved_past_upkeep():
+                    raise Superseded(self._taken_over()) from error
+
+    def _moved_past_upkeep(self) -> bool:
+        """Go on from the newest version, where all that was committed since ours is compaction and vacuum.
+
+        Each version up to there has been looked at, so a newer claim still comes after it and is a conflict.
+        """
+        uri = table_uri(self._output)
+        before = version = self._table.version()
+        while (commit := log_entry(uri, version + 1)) is not None:
+            if not _is_upkeep(commit):
+                return False
+            version += 1
+        if version > before:
+            self._table = at_version(uri, version=version)
+        return version > before
 
     def _landed(self, version: int) -> bool:
         """Whether this version is the commit that was just tried.
@@ -395,7 +421,7 @@ class Writer:
         try:
             if not _is_commit(uri, version, self._commit_id):
                 return False
-            self._table = _delta(uri, version=version)
+            self._table = at_version(uri, version=version)
         except Exception:  # the store can't be asked: the first error stands
             return False
         return True
@@ -415,7 +441,8 @@ def _create_or_open(output: str, metrics: Sequence[str]) -> "DeltaTable":
     )
 
 
-def _delta(uri: str, version: int | None = None) -> "DeltaTable":
+def at_version(uri: str, version: int | None = None) -> "DeltaTable":
+    """The table at this URI, as it was at a version (None: as it is); that it exists is taken for granted."""
     from deltalake import DeltaTable
 
     return DeltaTable(uri, version=version, storage_options=stores.delta_options(uri))
@@ -427,8 +454,20 @@ def _is_commit(uri: str, version: int, commit_id: str) -> bool:
     By the log's own file: `DeltaTable.history` numbers its entries from the version that was loaded, and is wrong by
     as many as have been committed since (seen with deltalake 1.6.6).
     """
-    commit = storage.read_bytes(storage.join(uri, "_delta_log", f"{version:020}.json"))
+    commit = log_entry(uri, version)
     return commit is not None and commit_id.encode() in commit
+
+
+def log_entry(table_uri: str, version: int) -> bytes | None:
+    """The log's own file of one version, lines of JSON; None when there is none."""
+    return storage.read_bytes(storage.join(table_uri, "_delta_log", f"{version:020}.json"))
+
+
+def _is_upkeep(commit: bytes) -> bool:
+    """Whether a commit left every row as it was and claims nothing: compaction, or the notes of a vacuum."""
+    actions = [json.loads(line) for line in commit.splitlines() if line.strip()]
+    operations = {action["commitInfo"].get("operation") for action in actions if "commitInfo" in action}
+    return bool(operations) and operations <= _UPKEEP and not any("txn" in action for action in actions)
 
 
 # --- what is left to do ---------------------------------------------------------------------------------------

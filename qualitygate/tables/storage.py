@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
 from qualitygate.tables import parts, reading, stores
 from qualitygate.tables.access import DEFAULT, Access, retrying
-from qualitygate.tables.listing import Listed, change_marks, hidden, listed_file, walk
+from qualitygate.tables.listing import Listed, change_marks, everything, hidden, listed_file, walk
 from qualitygate.tables.reading import Fetched, etag_of, file_system
 from qualitygate.tables.uris import (
     REMOTE_SCHEMES,
@@ -46,6 +46,7 @@ __all__ = [
     "delete",
     "delete_folder",
     "download",
+    "everything",
     "exists",
     "fetch",
     "file_system",

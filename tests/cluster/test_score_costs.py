@@ -2,9 +2,12 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from job_helpers import Silent, write_photographs
 
@@ -12,9 +15,10 @@ from qualitygate import cli
 from qualitygate.cluster import score_costs, scoring
 from qualitygate.config import ScoreConfig, ScorePlanConfig
 from qualitygate.errors import ConfigurationError
-from qualitygate.metrics import costs
+from qualitygate.metrics import Parameters, costs
 from qualitygate.metrics.rows import Plan, Request
 from qualitygate.report import costs as said
+from qualitygate.tables import manifest, scores
 
 
 def _plan(source: Path, **more: Any) -> dict[str, Any]:
@@ -112,3 +116,98 @@ def test_the_verb_speaks_to_people_and_programs(tmp_path: Path, capsys: pytest.C
     assert not ended.value.code
     assert json.loads(capsys.readouterr().out)["rows"] == 2
     assert not list(tmp_path.glob("**/*.parquet"))
+
+
+def _spool(source: Path, folder: Path, plan: Plan) -> Path:
+    """The rows of an input as they wait for a first run."""
+    writer = scores.Writer(str(folder / "out"), plan.metrics, "run-1")
+    loaded = manifest.load(str(source), folder / "manifest.parquet")
+    scores.write_pending(loaded, writer.table, plan.fingerprints(), retry=[], folder=folder / "pending")
+    return folder / "pending"
+
+
+def test_a_budget_counts_the_rows_that_wait_by_the_plans_own_numbers(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "in", 6)
+    untrained = Parameters(untrained=True)
+    plan = Plan(metrics=("lapm", "musiq"), parameters=untrained)
+    pending = _spool(tmp_path / "in", tmp_path, plan)
+    found = score_costs.hours(plan, pending)
+    planned = _plan(tmp_path / "in", metrics=("lapm", "musiq"))
+    assert (found.rows, found.gpu) == (6, (0.0, 0.0))
+    # On a CPU the network is a matter of cores; its hours are part of theirs, and reading comes to them.
+    assert sum(found.metrics.values()) < found.cpu
+    on_gpu = score_costs.hours(replace(plan, device="cuda"), pending)
+    # Not the same photographs were timed, but all have nearly the same size.
+    assert on_gpu.gpu == pytest.approx(planned["metrics"]["musiq"]["gpu_hours"], rel=0.05)
+    assert on_gpu.metrics["musiq"] == on_gpu.gpu[1]
+    assert on_gpu.metrics["lapm"] < on_gpu.cpu
+
+
+def test_what_has_a_metric_already_needs_it_no_more(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "in", 3)
+    before = Plan(metrics=("lapm",))
+    _spool(tmp_path / "in", tmp_path, before)
+    output = str(tmp_path / "out")
+    writer = scores.Writer(output, ("lapm", "wavs"), "run-2")
+    loaded = manifest.load(str(tmp_path / "in"), tmp_path / "m.parquet")
+    listed = pq.read_table(loaded.path).to_pylist()
+    kept = before.fingerprints()["lapm"]["whole"]
+    rows = [
+        {
+            **{key: row[key] for key in ("image_id", "uri", "etag")},
+            "status": "ok",
+            "attempts": 1,
+            "run_id": "r",
+            "scored_at": 0,
+            "lapm": 1.0,
+            "lapm_state": "ok",
+            "lapm_fingerprint": kept,
+        }
+        for row in listed[:2]
+    ]
+    writer.commit(pa.Table.from_pylist(rows, schema=writer.schema), writer.schema.empty_table())
+    plan = Plan(metrics=("lapm", "wavs"))
+    scores.write_pending(loaded, writer.table, plan.fingerprints(), retry=[], folder=tmp_path / "more")
+    assert score_costs._pending(plan, tmp_path / "more") == (3, {"lapm": 1, "wavs": 3})
+
+
+@pytest.mark.parametrize(
+    ("budget", "device", "message"),
+    [
+        (
+            {"max_gpu_hours": 1e-9},
+            "cuda",
+            r"6 photographs would take .* to .* GPU-hours, more than --max-gpu-hours 1e-09",
+        ),
+        ({"max_cpu_hours": 1e-9}, "cpu", r"would take about .* hours of a core, more than --max-cpu-hours 1e-09, most"),
+    ],
+)
+def test_what_exceeds_the_budget_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict[str, float], device: Any, message: str
+) -> None:
+    timed = {"reading": 0.01, "formulas": {"lapm": 0.01}, "sizes": [(512, 512)], "operations_per_second": 1e11}
+    monkeypatch.setattr(score_costs, "_measured", lambda plan, sample: (timed, []))
+    write_photographs(tmp_path / "in", 6)
+    plan = Plan(metrics=("lapm", "musiq"), parameters=Parameters(untrained=True))
+    pending = _spool(tmp_path / "in", tmp_path, plan)
+    config = ScoreConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), **budget)
+    with pytest.raises(ConfigurationError, match=message):
+        score_costs.check_budget(config, replace(plan, device=device), pending)
+    enough = config.model_copy(update=dict.fromkeys(budget, 1e9))
+    within = score_costs.check_budget(enough, replace(plan, device=device), pending)
+    assert within is not None
+    assert "within the budget" in str(within)
+    free = config.model_copy(update=dict.fromkeys(budget))
+    assert score_costs.check_budget(free, plan, tmp_path / "nothing is read") is None
+
+
+@pytest.mark.cluster
+def test_a_run_over_its_budget_scores_nothing(tmp_path: Path, ray_session: Any) -> None:
+    write_photographs(tmp_path / "in", 4)
+    given = {"input": str(tmp_path / "in"), "output": str(tmp_path / "out"), "metrics": ("lapm",)}
+    with pytest.raises(ConfigurationError, match=r"nothing was scored"):
+        scoring.run(ScoreConfig(**given, max_cpu_hours=1e-9), Silent())
+    assert scores.existing_table(given["output"]).count() == 0
+    silent = Silent()
+    assert scoring.run(ScoreConfig(**given, max_cpu_hours=10), silent).stats["scored"]["rows"] == 4
+    assert any("within the budget" in note for note in silent.notes)

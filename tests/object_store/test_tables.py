@@ -13,7 +13,7 @@ from faulty_proxy import LOSE, REFUSE, FaultyProxy
 
 from qualitygate.config import ManifestBuildConfig
 from qualitygate.errors import Superseded
-from qualitygate.tables import manifest, manifest_build, scores, storage
+from qualitygate.tables import manifest, manifest_build, scores, storage, upkeep
 
 Put = Callable[[str, dict[str, bytes]], None]
 
@@ -94,6 +94,26 @@ def test_a_store_that_refuses_now_and_then_costs_no_row(bucket: str, proxy: Faul
     for number in range(4):
         writer.commit(_rows(writer, [f"{number}"]), _rows(writer, []))
     assert set(_stored(output)) == {"0", "1", "2", "3"}
+
+
+def test_a_run_in_a_bucket_goes_on_after_compaction_and_vacuum(bucket: str, proxy: FaultyProxy) -> None:
+    output = f"s3://{bucket}/out"
+    writer = scores.Writer(output, ["lapv"], "run-1")
+    for name in "abcdefghijkl":
+        writer.commit(_rows(writer, [name]), _rows(writer, []))
+    proxy.fail(LOSE, method="PUT", containing="_delta_log", times=1)
+    done = upkeep.compact(output)
+    assert LOSE in [fault for *_, fault in proxy.requests()]
+    assert (done.files_before, done.files_after, done.rows, done.checkpoint) == (12, 1, 12, True)
+    storage.write_bytes(f"{output}/_runs/0/0.parquet", b"waste paper")
+    assert upkeep.vacuum(output).runs == 1
+    assert not storage.exists(f"{output}/_runs/0/0.parquet")
+    writer.commit(_rows(writer, ["m"]), _rows(writer, ["a"], value=7.0))
+    assert _stored(output) == {**dict.fromkeys("bcdefghijklm", 1.0), "a": 7.0}
+    scores.Writer(output, ["lapv"], "run-2")
+    upkeep.compact(output)
+    with pytest.raises(Superseded):
+        writer.commit(_rows(writer, ["n"]), _rows(writer, []))
 
 
 def test_a_manifest_of_a_bucket_tells_what_changed(bucket: str, put: Put, tmp_path: Path) -> None:
