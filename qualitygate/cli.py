@@ -21,6 +21,7 @@ from qualitygate.config import (
     CompactConfig,
     GateConfig,
     ManifestBuildConfig,
+    NightlyConfig,
     PredictConfig,
     ReportConfig,
     RobustnessConfig,
@@ -450,6 +451,20 @@ def gate_rollback(
     from qualitygate.report import gate_history as said
 
     _say(said.of_change(gate_store.rollback(gate_store.of(store), to=to, reason=reason, held=hold)))
+
+
+@options.verb(app, "nightly", NightlyConfig)
+def nightly(config: NightlyConfig) -> None:
+    """Score what is new, look for drift, calibrate again, promote the new gate or say why not. Run again, it resumes.
+
+    Exit codes: 0 promoted or nothing to change, 2 to mend or another at work, 3 the deadline came, 4 refused.
+    """
+    from qualitygate.nightly import job
+    from qualitygate.report import nightly as said
+
+    outcome = job.run(config, progress_bars.for_stream)
+    _say(said.of_night(job.as_record(outcome)))
+    job.raise_for(outcome)
 
 
 @options.verb(app, "subsets", SubsetsConfig)

@@ -41,7 +41,7 @@ class Result:
     """What a calibration found. record: of calibration.json. refusal: why the gate can't decide, or None.
 
     photographs: those it was calibrated on. held_out: (N,) share of the repeats in which each of them passed a gate of
-    other groups, for `value`; None where nothing was held out.
+    other groups, of those whose gate could decide, NaN where none could, for `value`; None where nothing was held out.
     """
 
     output: str
@@ -97,7 +97,7 @@ def run(config: CalibrateConfig, progress: Progress) -> Result:
                 top1=top1,
                 advance=lambda: progress.advance(rows=1),
             )
-            accepted = outcome.accepted[heldout.GATE].mean(axis=0)
+            accepted = outcome.passed()
             held_out = heldout.figures(photographs, outcome, plan, replicates=config.bootstrap, seed=config.seed)
             notes += _lessons(held_out)
         else:
@@ -108,7 +108,7 @@ def run(config: CalibrateConfig, progress: Progress) -> Result:
     content = _gate_content(config, found, fits, votes, held_out, votes_needed, parent)
     record = _record(config, found, fits, votes, held_out, notes, content["id"])
     made = gate.parse(content, "the new gate")
-    _write(output, config, content, record, _table(found, fits, votes))
+    _write(output, config, content, record, _table(found, fits, votes, accepted))
     try:
         made.require(allow_fallback=allow_fallback, allow_untrained=True)
         refusal = None
@@ -378,8 +378,12 @@ def _record(
     return record
 
 
-def _table(found: Inputs, fits: Mapping[str, Fit], votes: _Votes) -> Any:
-    """calibration.parquet: a row for each photograph."""
+def _table(found: Inputs, fits: Mapping[str, Fit], votes: _Votes, accepted: Floats | None) -> Any:
+    """calibration.parquet: a row for each photograph.
+
+    held_out_passed: share of the cross-fitting's repeats in which it passed, of those that could decide. weight: where
+    photographs have one.
+    """
     import pyarrow as pa
 
     photographs = found.photographs
@@ -399,6 +403,10 @@ def _table(found: Inputs, fits: Mapping[str, Fit], votes: _Votes) -> Any:
         columns[f"low_{name}"] = pa.array(votes.low.get(name, nothing), pa.bool_())
     columns["votes_low"] = pa.array(nothing if votes.votes_low is None else votes.votes_low, pa.int64())
     columns["passed"] = pa.array(nothing if votes.passed is None else votes.passed, pa.bool_())
+    shares = np.full(len(photographs), np.nan) if accepted is None else accepted
+    columns["held_out_passed"] = pa.array(shares, mask=np.isnan(shares))
+    if photographs.weight is not None:
+        columns["weight"] = pa.array(photographs.weight)
     return pa.table(columns)
 
 

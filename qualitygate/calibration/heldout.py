@@ -72,12 +72,21 @@ def plan(photographs: Photographs, folds: int, repeats: int, seed: int) -> Plan 
 class Outcome:
     """What held-out photographs met. accepted, place: by contestant, (R, N): the share of each photograph that it
     accepts (fractions where it can't tell ties apart), and its place in the fold, higher is better. undefined: share
-    of the folds in which a method had no cut-off; undecided: in which the gate couldn't decide and all passed."""
+    of the folds in which a method had no cut-off; undecided: in which the gate couldn't decide and all passed.
+    decided: (R, N) whether it could in the photograph's fold."""
 
     accepted: Mapping[str, Floats]
     place: Mapping[str, Floats]
     undefined: Mapping[str, float]
     undecided: float
+    decided: Booleans
+
+    def passed(self) -> Floats:
+        """(N,) share of the repeats in which the gate passed each photograph, of those in which it could decide on it;
+        NaN where in none."""
+        with np.errstate(invalid="ignore"):
+            shares: Floats = (self.accepted[GATE] * self.decided).sum(axis=0) / self.decided.sum(axis=0)
+        return shares
 
 
 def cross_fit(
@@ -97,6 +106,7 @@ def cross_fit(
     accepted = {name: np.ones(shape) for name in names}
     place = {name: np.full(shape, 0.5) for name in names}
     undefined = dict.fromkeys(photographs.scores, 0)
+    decided = np.zeros(shape, dtype=np.bool_)
     folds, undecided = 0, 0
     for repeat, number, train, test in _walk(plan):
         learned = photographs.take(train)
@@ -111,6 +121,7 @@ def cross_fit(
         seen = photographs.take(test)
         voting = voters(fits, allow_fallback)
         undecided += len(voting) < votes_needed
+        decided[repeat, test] = len(voting) >= votes_needed
         low = votes_low(seen, voting) if len(voting) >= votes_needed else np.zeros(len(test), dtype=np.int64)
         passed = low < votes_needed
         preferences = {
@@ -131,6 +142,7 @@ def cross_fit(
         place=place,
         undefined={name: count / folds for name, count in undefined.items()},
         undecided=undecided / folds,
+        decided=decided,
     )
 
 

@@ -1,8 +1,7 @@
 """The audit sample: rejected photographs drawn for labelling, since what is never labelled can't be calibrated on.
 
 Whether a photograph is drawn is decided by a hash of its id, so the probability is the stated one, a second start
-draws the same ones, and one that is rejected night after night is drawn once. Its probability goes with it: labelled,
-it stands for all the others that weren't.
+draws the same ones, and one that is rejected night after night is drawn once. What has a label already isn't drawn.
 """
 
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qualitygate.calibration import outputs
@@ -30,6 +28,7 @@ SCHEMA = pa.schema(
         pa.field("night", pa.string(), nullable=False),
     ]
 )
+_IDS = pa.schema([pa.field("image_id", pa.string())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +39,11 @@ class Drawn:
     before: int
 
 
-def draw(output: str, night: str, gate: Gate, share: float) -> Drawn:
-    """Write tonight's sample of what the gate in force rejects, of the whole table and without those drawn before."""
+def draw(output: str, night: str, gate: Gate, share: float, labelled: pa.Table | None = None) -> Drawn:
+    """Write tonight's sample of what the gate in force rejects, of the whole table and without those drawn before.
+
+    labelled: a table whose image_ids have labels already.
+    """
     drawn = known(output, without=night)
     table = scores.existing_table(output)
     methods = [name for name in scores.metrics_of(table) if name in gate.methods]
@@ -50,9 +52,10 @@ def draw(output: str, night: str, gate: Gate, share: float) -> Drawn:
     chance = "CAST(('0x' || substr(md5('audit' || image_id), 1, 13)) AS BIGINT) / CAST(4503599627370496 AS DOUBLE)"
     with connect() as database:
         scores.register(database, table)
-        database.register("drawn", drawn.select(["image_id"]))
+        done = [one.select(["image_id"]).cast(_IDS) for one in (drawn, labelled) if one is not None]
+        database.register("done", pa.concat_tables(done))
         rows = database.sql(
-            f"SELECT image_id, uri, box{values} FROM scores ANTI JOIN drawn USING (image_id) "
+            f"SELECT image_id, uri, box{values} FROM scores ANTI JOIN done USING (image_id) "
             # One that can't be read can't be labelled either.
             f"WHERE status <> {literal('error')} AND {chance} < {float(share)!r} ORDER BY image_id"
         ).to_arrow_table()
@@ -82,19 +85,47 @@ def known(output: str, without: str | None = None) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def with_probabilities(predictions: pa.Table, drawn: pa.Table, column: str) -> tuple[pa.Table, int]:
-    """(predictions with the probability of each to be labelled, how many were drawn by an audit).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Labelled photographs by what the gate in force says of them, and how many there are of the kind in the table."""
 
-    A probability that the table brings stands. Otherwise one of an audit sample has that sample's, others have 1.
+    passed: tuple[int, int]
+    rejected: tuple[int, int]
+
+
+def with_probabilities(
+    predictions: pa.Table, output: str, gate: Gate | None, column: str
+) -> tuple[pa.Table, Labelled | None]:
+    """(predictions with the probability of each to be labelled, from how many of which kind it was estimated).
+
+    A column that the table brings stands. Otherwise photographs that the gate in force passes, and those that it
+    rejects, each have the share of their kind that is labelled: post-stratification (Holt & Smith 1979, JRSS A 142,
+    33-46). It holds as long as within each kind chance decides who is labelled, as the audit sample does for rejects,
+    and also when only some of the sample are labelled. Without a gate nothing was rejected, and there is no column.
     """
-    ids = predictions["image_id"].cast(pa.string())
-    by_id: dict[str, float] = dict(
-        zip(drawn["image_id"].to_pylist(), drawn["sampling_probability"].to_pylist(), strict=True)
-    )
-    ours = [by_id.get(image_id) for image_id in ids.to_pylist()]
-    audited = sum(value is not None for value in ours)
-    if column in predictions.column_names:
-        return predictions, audited
-    if not audited:
-        return predictions, 0
-    return predictions.append_column(column, pc.fill_null(pa.array(ours, pa.float64()), 1.0)), audited
+    if column in predictions.column_names or gate is None or scores.open_table(output) is None:
+        return predictions, None
+    table = scores.existing_table(output)
+    methods = [name for name in scores.metrics_of(table) if name in gate.methods]
+    values = "".join(f", {identifier(name)}" for name in methods)
+    with connect() as database:
+        scores.register(database, table)
+        database.register("labelled", predictions.select(["image_id"]))
+        total = database.sql(f"SELECT count(*) FROM scores WHERE status <> {literal('error')}").fetchall()[0][0]
+        rows = database.sql(
+            f"SELECT CAST(labelled.image_id AS VARCHAR) AS image_id{values} FROM labelled "
+            "JOIN scores ON CAST(labelled.image_id AS VARCHAR) = scores.image_id "
+            f"WHERE status <> {literal('error')} ORDER BY 1"
+        ).to_arrow_table()
+    share = windows.coverage(output, gate)
+    if not rows.num_rows or share is None:
+        return predictions, None
+    passed = windows.passes(rows, gate)
+    kinds = [(int(passed.sum()), round(share * total)), (int((~passed).sum()), total - round(share * total))]
+    # The whole is counted by a sample, so it may come out smaller than its labelled part.
+    chances = [min(1.0, labelled / max(whole, 1)) if labelled else 1.0 for labelled, whole in kinds]
+    by_id = dict(zip(rows["image_id"].to_pylist(), np.where(passed, *chances).tolist(), strict=True))
+    # One without a score is left out of calibration, whatever stands here.
+    column_of = [by_id.get(str(image_id), 1.0) for image_id in predictions["image_id"].to_pylist()]
+    found = Labelled(passed=kinds[0], rejected=kinds[1])
+    return predictions.append_column(column, pa.array(column_of, pa.float64())), found

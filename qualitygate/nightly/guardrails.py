@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qualitygate.calibration import gate_store, value
-from qualitygate.calibration.drift import COVERAGE, DRIFTED, Change
+from qualitygate.calibration.drift import COVERAGE, DRIFTED, OVERALL, Change
 from qualitygate.calibration.gate import Gate
 from qualitygate.calibration.gate_store import History
 from qualitygate.config import NightlyConfig
@@ -47,7 +48,10 @@ def of_tonight(config: NightlyConfig, rows: int, failed: int, changes: Sequence[
         value=rate,
         limit=config.max_error_rate,
     )
-    drifted = [one for one in changes if one.word == DRIFTED]
+    all_drifted = [one for one in changes if one.word == DRIFTED]
+    # What has drifted as a whole needn't be told of each part.
+    whole = {one.what for one in all_drifted if one.stratum == OVERALL}
+    drifted = [one for one in all_drifted if one.stratum == OVERALL or one.what not in whole]
     shown = "; ".join(said_of(one) for one in drifted[:_SHOWN])
     more = f"; and {len(drifted) - _SHOWN} more" if len(drifted) > _SHOWN else ""
     if drifted and config.accept_drift:
@@ -67,7 +71,7 @@ def of_tonight(config: NightlyConfig, rows: int, failed: int, changes: Sequence[
 
 def said_of(change: Change) -> str:
     """One drifted thing in words."""
-    where = "" if change.stratum == "all photographs" else f" of {change.stratum}"
+    where = "" if change.stratum == OVERALL else f" of {change.stratum}"
     if change.psi is not None:
         size = f"p {change.p_holm:.1g}, {change.current:,} photographs"
         return f"{change.what}{where} has a PSI of {change.psi:.2f} ({size})"
@@ -180,14 +184,12 @@ def _value(config: NightlyConfig, new: Candidate, old: Gate) -> Check:
     rows = new.photographs
     if not set(old.methods) <= set(rows.column_names):
         return Check(name="value", passed=True, said="the gate in force has other methods: it can't be compared")
+    rows = rows.filter(pc.is_valid(rows["held_out_passed"]))
+    if not rows.num_rows:
+        return Check(name="value", passed=True, said="no gate of other groups could decide: it can't be compared")
     correct = np.asarray(rows["correct"].to_numpy(zero_copy_only=False), dtype=np.bool_)
-    found = value.compared(
-        _held_out(rows),
-        windows.passes(rows, old),
-        correct,
-        _weights(rows),
-        _groups(rows),
-    )
+    shares = np.asarray(rows["held_out_passed"].to_numpy(zero_copy_only=False), dtype=np.float64)
+    found = value.compared(shares, windows.passes(rows, old), correct, _weights(rows), _groups(rows))
     if found.youden is None:
         return Check(name="value", passed=True, said="without right and wrong predictions there is nothing to compare")
     # Worse by more than is allowed, and not by chance alone.
@@ -201,13 +203,6 @@ def _value(config: NightlyConfig, new: Candidate, old: Gate) -> Check:
         value=found.youden,
         limit=-config.max_value_loss,
     )
-
-
-def _held_out(rows: pa.Table) -> Any:
-    """(N,) share of the cross-fitting's repeats in which each photograph passed; its decision where there was none."""
-    name = "held_out_passed" if "held_out_passed" in rows.column_names else "passed"
-    shares = rows[name].to_numpy(zero_copy_only=False)
-    return np.asarray(shares, dtype=np.float64)
 
 
 def _weights(rows: pa.Table) -> Any:

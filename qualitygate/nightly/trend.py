@@ -43,7 +43,8 @@ SCHEMA = pa.schema(
         pa.field("coverage_tonight", pa.float64()),
         pa.field("coverage", pa.float64()),
         pa.field("labelled", pa.int64()),
-        pa.field("audited", pa.int64()),
+        # Of those that the gate in force rejects.
+        pa.field("labelled_rejects", pa.int64()),
         pa.field("drifted", pa.int64()),
         pa.field("methods", pa.list_(_METHOD)),
     ]
@@ -78,7 +79,7 @@ def _row(night: Night) -> dict[str, Any]:
         "coverage_tonight": ended.get("coverage_tonight"),
         "coverage": ended.get("coverage"),
         "labelled": calibrated.get("labelled"),
-        "audited": calibrated.get("audited"),
+        "labelled_rejects": (calibrated.get("kinds") or {}).get("rejected", [None])[0],
         "drifted": drift.get("drifted"),
         "methods": ended.get("methods", []),
     }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MOST = 100_000
 # Strata beyond these are too small to tell anything, and each costs tests.
 _MOST_STRATA = 20
+_DAY_US = 86_400_000_000
 CAMERA, FOLDER = "camera", "folder"
 
 
@@ -51,11 +52,11 @@ def read(output: str, *, run_id: str, untrusted: Sequence[str], days: int, gate:
         others = ", ".join(literal(one) for one in (run_id, *untrusted))
         before = f"run_id NOT IN ({others})"
         rows, failed, first = database.sql(
-            f"SELECT count(*), count(*) FILTER (status = 'error'), min(scored_at) FROM scores WHERE {tonight}"
+            f"SELECT count(*), count(*) FILTER (status = 'error'), min(epoch_us(scored_at)) FROM scores WHERE {tonight}"
         ).fetchall()[0]
         young = before
         if first is not None:
-            young += f" AND scored_at >= {literal(first.isoformat())}::TIMESTAMPTZ - INTERVAL {int(days)} DAY"
+            young += f" AND epoch_us(scored_at) >= {int(first) - int(days) * _DAY_US}"
         if _count(database, young) < fewest:
             young = before
         metrics = scores.metrics_of(table)
@@ -133,9 +134,9 @@ def _largest(labels: Sequence[str]) -> list[str]:
 
 
 def _new(reference: Window, tonight: Window) -> dict[str, float]:
-    found = {}
-    for name, labels in tonight.strata.items():
-        known = set(reference.strata[name])
-        for value in sorted({label for label in labels if label} - known):
-            found[f"{name} {value}"] = sum(label == value for label in labels) / len(labels)
-    return found
+    # New folders are what a feed is made of.
+    labels, known = tonight.strata[CAMERA], set(reference.strata[CAMERA])
+    return {
+        f"{CAMERA} {value}": sum(label == value for label in labels) / len(labels)
+        for value in sorted({label for label in labels if label} - known)
+    }
