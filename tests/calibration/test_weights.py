@@ -210,6 +210,25 @@ def test_replicates_are_those_of_a_plain_bootstrap_with_weights() -> None:
             assert drawn.quality[replicate] == pytest.approx(chosen.quality, abs=2e-3)
 
 
+def test_with_counts_the_mass_of_either_class_counts() -> None:
+    rng = _rng(6)
+    correct = np.arange(600) >= 150
+    quality = np.where(correct, 2.0, 0.0) + rng.normal(size=600)
+    weight = np.where(quality < 0.5, 3.0, 1.0)
+    found = cutoffs.fit("q", quality, correct, np.arange(600), "higher", replace(QUICK, weighting="counts"), weight)
+    wrong, right = (Density(quality[side], "scott", weight=weight[side]) for side in (~correct, correct))
+    assert found.cutoff is not None
+    heights = weight[~correct].sum() * wrong(found.cutoff), weight[correct].sum() * right(found.cutoff)
+    assert heights[0] == pytest.approx(heights[1], rel=1e-6)
+
+
+def test_the_share_of_zeros_that_a_log_scale_bears_is_weighted() -> None:
+    raw = np.concatenate([np.zeros(5), np.arange(1.0, 96.0)])
+    for zero, transform in ((1.0, "log"), (3.0, "identity")):
+        weight = np.where(raw == 0, zero, 1.0)
+        assert kde.axis_of("lapv", raw, "higher", weight).transform == transform
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -348,8 +367,22 @@ def test_rivals_reject_as_much_weight_in_every_fold_as_the_gate(simulate: Callab
         top1=photographs.top1,
         advance=lambda: None,
     )
-    # What learns, learns from the weights too.
-    assert not np.array_equal(outcome.place["logistic"], plain.place["logistic"])
+    assert not np.array_equal(outcome.place["gate"], plain.place["gate"])
+
+
+def test_what_learns_learns_from_the_weights(simulate: Callable[..., Any]) -> None:
+    directions: Any = {"lapv": "higher", "wavs": "higher", "brisque": "lower"}
+    photographs = _weighted(simulate)
+    fits = cutoffs.fit_all(photographs, directions, QUICK)
+    for name, raw in photographs.scores.items():
+        alone = cutoffs.fit(
+            name, raw, photographs.correct, photographs.group, directions[name], QUICK, photographs.weight
+        )
+        assert fits[name].cutoff == alone.cutoff
+    weighted = heldout._logistic(photographs, photographs, fits)
+    plain = heldout._logistic(replace(photographs, probability=None), photographs, fits)
+    assert np.corrcoef(weighted, plain)[0, 1] > 0.9
+    assert not np.allclose(weighted, plain)
 
 
 def test_pass_rates_are_weighted_and_counted(simulate: Callable[..., Any]) -> None:
@@ -360,6 +393,44 @@ def test_pass_rates_are_weighted_and_counted(simulate: Callable[..., Any]) -> No
         chosen = photographs.label == label
         expected = np.average(passed[chosen], weights=photographs.weight[chosen])
         assert rates["class"][label] == {"passed": pytest.approx(expected), "n": int(chosen.sum())}
+
+
+def test_descriptions_take_weights_for_copies(simulate: Callable[..., Any]) -> None:
+    photographs = _weighted(simulate, groups=20)
+    copies = replace(photographs, probability=None).take(
+        np.repeat(np.arange(len(photographs)), np.where(photographs.probability < 1, 10, 1))
+    )
+    directions: Any = {"lapv": "higher", "wavs": "higher", "brisque": "lower"}
+    fits = cutoffs.fit_all(photographs, directions, QUICK)
+    ranks = [description.quality_confidence(one, fits, 0)["lapv"] for one in (photographs, copies)]
+    for part in (("overall",), ("within_class", "a")):
+        found, again = (rank[part[0]] if len(part) == 1 else rank[part[0]][part[1]] for rank in ranks)
+        assert found["spearman"] == pytest.approx(again["spearman"])
+        assert found["interval"] == pytest.approx(again["interval"])
+        assert found["n"] < again["n"]
+    tables = [description.method_correlations(one, fits)["spearman"] for one in (photographs, copies)]
+    assert np.asarray(tables[0]) == pytest.approx(np.asarray(tables[1]))
+    differences = [
+        description._difference(one, one.scores["brisque"] < 50, one.label == "a", one.label == "b", 0.95, 0, "x")
+        for one in (photographs, copies)
+    ]
+    assert differences[0] == pytest.approx(differences[1])
+
+
+def test_the_better_half_is_half_of_what_the_photographs_stand_for(simulate: Callable[..., Any]) -> None:
+    photographs = _weighted(simulate)
+    directions: Any = {"brisque": "lower"}
+    only = replace(photographs, scores={"brisque": photographs.scores["brisque"]}, correct=~photographs.correct)
+    fit = cutoffs.fit_all(only, directions, QUICK)["brisque"]
+    everyone = np.ones(len(only), dtype=bool)
+    listed = description.confident_errors(only, np.zeros(len(only), dtype=np.int64), everyone, [fit])
+    quality, weight = -only.scores["brisque"], only.weight
+    below = np.asarray([weight[quality <= one].sum() / weight.sum() for one in quality])
+    good = ~only.correct & (only.top1 >= 0.8) & (below >= 0.5)
+    assert good.sum() > 0
+    order = np.lexsort((only.image_id[good].astype(str), only.confidence[good]))[:50]
+    assert [one["image_id"] for one in listed] == only.image_id[good][order].tolist()
+    assert not np.array_equal(good, ~only.correct & (only.top1 >= 0.8) & (rankdata(quality) >= len(only) / 2))
 
 
 # ---- the job -------------------------------------------------------------------------------------------------
@@ -444,6 +515,8 @@ def test_weights_are_recorded_counted_and_said(simulate: Callable[..., Any], run
     passed = np.asarray([row["passed"] for row in rows])
     assert content["coverage"] == pytest.approx(np.average(passed, weights=weight))
     assert [row["sampling_probability"] for row in rows] == probability.tolist()
+    votes = np.asarray([row["votes_low"] for row in rows])
+    assert record["agreement"]["unanimous"] == pytest.approx(np.average(np.isin(votes, (0, 3)), weights=weight))
     words = f"1 / sampling_probability (0.2 to 1): together they tell as much as {found['effective']:,.0f}"
     assert words in " ".join(said.of_run(result).split())
     read = artefacts.read([result.output]).calibration
@@ -459,6 +532,20 @@ def test_weights_are_recorded_counted_and_said(simulate: Callable[..., Any], run
     assert worth.wrong_rejected == pytest.approx(held_out["recall"]["mean"])
     everyone = held_out["coverage"]["mean"] * held_out["accuracy_passed"]["mean"] / record["accuracy"]
     assert worth.right_passed == pytest.approx(everyone)
+
+
+def test_a_fallback_rejects_its_share_of_what_the_photographs_stand_for(
+    simulate: Callable[..., Any], run: Callable[..., Any]
+) -> None:
+    simulated = simulate(groups=40)
+    probability = np.where(simulated.scores["brisque"] > 48, 0.2, 1.0)
+    result = run(simulated, "a", {"sampling_probability": probability}, min_wrong=10_000, fallback_percentile=20)
+    for name, found in result.gate.content["methods"].items():
+        assert found["status"] == "fallback"
+        raw = simulated.scores[name]
+        low = raw > found["cutoff"] if name == "brisque" else raw < found["cutoff"]
+        assert np.average(low, weights=1 / probability) == pytest.approx(0.2, abs=0.012)
+        assert low.mean() < 0.17
 
 
 def test_a_line_drawn_from_the_labelled_is_the_line_of_all(
