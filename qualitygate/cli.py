@@ -239,6 +239,9 @@ def score(
     max_cpu_hours: Annotated[
         float | None, typer.Option(help="Refuse to start where it would take more hours of one core.")
     ] = None,
+    metrics_textfile: Annotated[
+        str | None, typer.Option(help="File (.prom) for the run's numbers, for node_exporter's textfile collector.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of the same keys.")] = None,
 ) -> None:
     """Score every image that has no valid row yet. Exit codes: 0 done, 2 to mend, 3 too many errors, 130 stopped."""

@@ -58,6 +58,9 @@ class ScoreConfig(BaseModel):
     max_cpu_hours: float | None = Field(
         None, gt=0, description="refuse to start where it would take more hours of one core, by the same estimate"
     )
+    metrics_textfile: str | None = Field(
+        None, description="file (.prom) for the numbers of the run, as node_exporter's textfile collector reads them"
+    )
 
 
 class ScorePlanConfig(BaseModel):

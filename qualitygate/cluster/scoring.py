@@ -23,11 +23,12 @@ from qualitygate.cluster.fitting import reason_of
 from qualitygate.cluster.pending import blocks as blocks_of
 from qualitygate.cluster.pending import stretches
 from qualitygate.cluster.planning import Progress
+from qualitygate.cluster.telemetry import Telemetry
 from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, DeadlineReached, ErrorBudgetExceeded, Interrupted, QualityGateError
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import manifest as manifests
-from qualitygate.tables import scores, storage
+from qualitygate.tables import runs, scores, storage
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def run(
         raise ConfigurationError("--output is empty; give a folder for the results")
     run_id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     logs.bind(run_id=run_id)
-    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+    telemetry = Telemetry(output)
+    with telemetry.written(config.metrics_textfile), TemporaryDirectory(prefix="qualitygate-") as scratch:
         plan, notes = planning.plan_scores(config)
         spooled = Path(scratch) / "manifest.parquet"
         plan = replace(plan, access=_access(config))
@@ -92,7 +94,7 @@ def run(
             },
         )
         storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
-        recorder = _Recorder(config, writer, progress)
+        recorder = _Recorder(config, writer, progress, telemetry)
         spool = Path(scratch) / "pending"
         rows = scores.write_pending(
             manifest,
@@ -118,8 +120,9 @@ def run(
             progress.stop()
         audit = scores.audit(manifest, output, plan.metrics, complete=True)
         exceeded = audit.error_rate > config.max_error_rate
-        state = "error_budget_exceeded" if exceeded else "done"
+        state = "error_budget_exceeded" if exceeded else runs.DONE
         stats = _write_stats(output, run_id, config, plan, recorder, audit, started, state=state)
+        telemetry.ended(good=not exceeded)
     if exceeded:
         codes = ", ".join(f"{count} {code}" for code, count in audit.errors_by_code.items())
         raise ErrorBudgetExceeded(
@@ -137,15 +140,19 @@ class _TimeIsUp(Exception):
 class _Recorder:
     """Collects arriving rows, commits them in portions, and keeps count."""
 
-    def __init__(self, config: ScoreConfig, writer: scores.Writer, progress: Progress) -> None:
+    def __init__(self, config: ScoreConfig, writer: scores.Writer, progress: Progress, telemetry: Telemetry) -> None:
         self._config = config
+        self.telemetry = telemetry
+        self.pending = 0
         self._writer = writer
         self._progress = progress
         self._waiting: list[pa.Table] = []
         self._last_commit = time.monotonic()
         self.rows = 0
         self.commits = 0
+        self.batches_lost = 0
         self.by_status: Counter[str] = Counter()
+        self.by_code: Counter[str] = Counter()
         self.stages: dict[str, float] = defaultdict(float)
         self.workers: dict[str, list[str]] = {}
         self.busy_seconds = 0.0
@@ -160,6 +167,13 @@ class _Recorder:
         states = Counter(block["status"].to_pylist())
         self.rows += block.num_rows
         self.by_status += states
+        codes = Counter(block["error_code"].drop_null().to_pylist())
+        self.by_code += codes
+        for status, count in states.items():
+            self.telemetry.count("rows", count, status=status)
+        for code, count in codes.items():
+            self.telemetry.count("errors", count, code=code)
+        self.telemetry.set("rows_pending", max(0, self.pending - self.rows))
         self._progress.advance(rows=block.num_rows, errors=states["error"])
         self._waiting.append(block.drop_columns(["_trace"]))
         full = sum(table.num_rows for table in self._waiting) >= self._config.commit_rows
@@ -173,8 +187,15 @@ class _Recorder:
             for note in ("a worker found no CUDA device where Ray has a GPU: it scores on its CPU", *self.cost_on_cpu):
                 self._progress.note(note)
         self.busy_seconds += trace["seconds"]
+        self.telemetry.count("busy_seconds", trace["seconds"])
+        self.batches_lost += trace["lost"]
+        self.telemetry.count("batches_lost", trace["lost"])
+        self.telemetry.observe("task_rows", trace["rows"])
+        if trace["gpu_memory_bytes"] is not None:
+            self.telemetry.set("gpu_memory_bytes", trace["gpu_memory_bytes"], worker=trace["worker"])
         for stage, seconds in trace["stages"].items():
             self.stages[stage] += seconds
+            self.telemetry.count("stage_seconds", seconds, stage=stage)
 
     def commit(self) -> None:
         """Publish what has arrived."""
@@ -187,6 +208,7 @@ class _Recorder:
         arrived = arrived.drop_columns(["_replaces"]).cast(self._writer.schema)
         self._writer.commit(arrived.filter(pa.compute.invert(replaces)), arrived.filter(replaces))
         self.commits += 1
+        self.telemetry.count("commits")
         logger.info("committed %d rows", arrived.num_rows)
 
 
@@ -204,6 +226,8 @@ def _stream(
 ) -> None:
     progress.note("starting Ray and the workers, which takes some ten seconds")
     with session.connect(config.ray_address) as cluster:
+        recorder.pending = rows
+        recorder.telemetry.started(rows)
         plan, notes = planning.on_device(config, plan, cluster)
         for note in notes:
             progress.note(note)
@@ -359,7 +383,9 @@ def _write_stats(
             "rows": recorder.rows,
             "rows_per_second": round(recorder.rows / seconds, 3),
             "by_status": dict(recorder.by_status),
+            "by_code": dict(recorder.by_code),
             "commits": recorder.commits,
+            "batches_lost": recorder.batches_lost,
         },
         "manifest": {
             "rows": audit.expected,

@@ -179,13 +179,10 @@ def _where(folder: str, name: str) -> str:
     return repr(storage.redact(storage.join(folder, name)))
 
 
-def read_record(folder: str, name: str, model: type[R], *, kind: str | None = None) -> R:
-    """A verb's record in its folder; ConfigurationError, with the remedy, where it isn't what the verb writes.
-
-    kind: the record's usual name, where this is a copy under another.
-    """
+def read_record(folder: str, name: str, model: type[R]) -> R:
+    """A verb's record in its folder; ConfigurationError, with the remedy, where it isn't what the verb writes."""
     data = _bytes(folder, name)
-    verb, format_name = (KNOWN | _BESIDE)[kind or name]
+    verb, format_name = (KNOWN | _BESIDE)[name]
     remedy = f"run 'qualitygate {verb}' again"
     if data is None:
         raise ConfigurationError(f"{_where(folder, name)} isn't there, so that run didn't finish; {remedy}")

@@ -9,10 +9,9 @@ from typing import Any
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.report import artefacts, records
 from qualitygate.report.costs import hours, size
-from qualitygate.tables import scores, storage
+from qualitygate.tables import runs, scores, storage
 
-# Earlier runs that are looked at for the last good one.
-_RUNS = 50
+# So many of the log's newest entries are looked at for a run's.
 _COMMITS = 50
 # Files of this size and smaller are worth compacting where there are many of them.
 _SMALL_BYTES = 8 << 20
@@ -64,7 +63,7 @@ def read(folder: str, *, max_age_hours: float | None = None, now: datetime | Non
 def _looked(look: Callable[[str, datetime], Part | None], folder: str, now: datetime) -> Part | None:
     try:
         return look(folder, now)
-    except ConfigurationError as error:
+    except (ConfigurationError, ImageError) as error:
         # A record that can't be read is a problem to tell, and no reason to leave out the rest.
         return Part(verb=look.__name__.strip("_"), lines=(), problem=str(error))
 
@@ -88,8 +87,8 @@ def _score(folder: str, now: datetime) -> Part | None:
         return None
     lines, facts, problem, good = [], {}, None, None
     if stats is not None:
-        ended = _ended(stats)
-        good = ended if stats.state == "done" else _last_good(folder)
+        ended = runs.ended(stats.model_dump())
+        good = ended if stats.state == "done" else runs.last_good(folder)
         problem = None if stats.state == "done" else _why(stats)
         facts = {
             "run_id": stats.run_id,
@@ -159,18 +158,6 @@ def _why(stats: records.ScoringStats) -> str:
     return f"run {stats.run_id} ended as {stats.state!r}; {remedy}"
 
 
-def _last_good(folder: str) -> datetime | None:
-    """When the newest of the last runs that was done ended; their names begin with the time."""
-    history = storage.join(folder, "_history")
-    names = sorted((item.name for item in storage.everything(history)), reverse=True)
-    for name in names[:_RUNS]:
-        if name.endswith(".json") and "/" not in name:
-            stats = artefacts.read_record(history, name, records.ScoringStats, kind="_stats.json")
-            if stats.state == "done":
-                return _ended(stats)
-    return None
-
-
 def _gate(folder: str, now: datetime) -> Part | None:
     gate = _present(folder, "gate.json", records.Gate)
     if gate is None:
@@ -200,11 +187,11 @@ def _study(folder: str, now: datetime) -> Part | None:
     found = _present(folder, "study.json", records.StudyRecord)
     if found is None:
         return None
-    runs = found.runs
+    done = found.runs
     when = _ago(_moment(found.created), now)
-    line = f"{runs.finished:,} of {runs.planned:,} runs finished, {runs.failed:,} failed, {when}"
-    problem = f"{runs.failed:,} runs failed; 'study --retry-failed' tries them again" if runs.failed else None
-    facts = {"planned": runs.planned, "finished": runs.finished, "failed": runs.failed, "created": found.created}
+    line = f"{done.finished:,} of {done.planned:,} runs finished, {done.failed:,} failed, {when}"
+    problem = f"{done.failed:,} runs failed; 'study --retry-failed' tries them again" if done.failed else None
+    facts = {"planned": done.planned, "finished": done.finished, "failed": done.failed, "created": found.created}
     return Part(verb="study", lines=(line,), facts=facts, good=_moment(found.created), problem=problem)
 
 
@@ -259,11 +246,6 @@ def _present(folder: str, name: str, model: type[artefacts.R]) -> artefacts.R | 
             f"{storage.redact(folder)!r} can't be read ({storage.redact(str(error))}); check its rights"
         ) from error
     return artefacts.read_record(folder, name, model) if there else None
-
-
-def _ended(stats: records.ScoringStats) -> datetime | None:
-    started = _moment(stats.started)
-    return started + timedelta(seconds=stats.seconds or 0.0) if started else None
 
 
 def _moment(text: str | None) -> datetime | None:
