@@ -319,6 +319,7 @@ def test_held_out_figures_are_those_of_what_the_photographs_stand_for(simulate: 
         place={"gate": rng.random((2, 100)), "random": np.full((2, 100), 0.5)},
         undefined={},
         undecided=0.0,
+        decided=np.ones((2, 100), dtype=np.bool_),
     )
     plan = Plan(folds=2, splits=(((), ()), ((), ())))  # type: ignore[arg-type]
     found = heldout.figures(photographs, outcome, plan, replicates=50, seed=0)
