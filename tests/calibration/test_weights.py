@@ -319,6 +319,7 @@ def test_held_out_figures_are_those_of_what_the_photographs_stand_for(simulate: 
         place={"gate": rng.random((2, 100)), "random": np.full((2, 100), 0.5)},
         undefined={},
         undecided=0.0,
+        decided=np.ones((2, 100), dtype=np.bool_),
     )
     plan = Plan(folds=2, splits=(((), ()), ((), ())))  # type: ignore[arg-type]
     found = heldout.figures(photographs, outcome, plan, replicates=50, seed=0)
@@ -468,6 +469,7 @@ def test_equal_probabilities_change_not_a_bit(
     assert plain.gate.id == equal.gate.id
     assert _written(plain) == _written(equal)
     assert "sampling" not in plain.gate.content
+    assert not {"weight", "sampling_probability"} & set(_written(equal)[2][0])
     assert "weight" not in said.of_run(equal)
 
 
@@ -515,6 +517,7 @@ def test_weights_are_recorded_counted_and_said(simulate: Callable[..., Any], run
     passed = np.asarray([row["passed"] for row in rows])
     assert content["coverage"] == pytest.approx(np.average(passed, weights=weight))
     assert [row["sampling_probability"] for row in rows] == probability.tolist()
+    assert [row["weight"] for row in rows] == pytest.approx(weight / weight.mean())
     votes = np.asarray([row["votes_low"] for row in rows])
     assert record["agreement"]["unanimous"] == pytest.approx(np.average(np.isin(votes, (0, 3)), weights=weight))
     words = f"1 / sampling_probability (0.2 to 1): together they tell as much as {found['effective']:,.0f}"
