@@ -90,6 +90,12 @@ def test_arrays_of_different_lengths_are_refused(number: int) -> None:
         value.value_of(PASSED[:number], CORRECT[:number], WEIGHT[:number], GROUP)
 
 
+@pytest.mark.parametrize("share", [np.nan, -0.1, 1.1])
+def test_what_is_no_decision_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="no share"):
+        value.value_of(np.where(np.arange(10) == 3, share, 1.0), CORRECT, None, GROUP)
+
+
 def _labelled(seed: int) -> tuple[np.ndarray, ...]:
     """Quality, correctness, subject and weight of 80 subjects' photographs, the bad ones labelled one time in ten."""
     rng = np.random.default_rng([seed, 9])

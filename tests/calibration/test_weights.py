@@ -469,6 +469,7 @@ def test_equal_probabilities_change_not_a_bit(
     assert plain.gate.id == equal.gate.id
     assert _written(plain) == _written(equal)
     assert "sampling" not in plain.gate.content
+    assert not {"weight", "sampling_probability"} & set(_written(equal)[2][0])
     assert "weight" not in said.of_run(equal)
 
 
@@ -516,6 +517,7 @@ def test_weights_are_recorded_counted_and_said(simulate: Callable[..., Any], run
     passed = np.asarray([row["passed"] for row in rows])
     assert content["coverage"] == pytest.approx(np.average(passed, weights=weight))
     assert [row["sampling_probability"] for row in rows] == probability.tolist()
+    assert [row["weight"] for row in rows] == pytest.approx(weight / weight.mean())
     votes = np.asarray([row["votes_low"] for row in rows])
     assert record["agreement"]["unanimous"] == pytest.approx(np.average(np.isin(votes, (0, 3)), weights=weight))
     words = f"1 / sampling_probability (0.2 to 1): together they tell as much as {found['effective']:,.0f}"
