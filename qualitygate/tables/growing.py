@@ -13,20 +13,49 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qualitygate.errors import ConfigurationError, ImageError
-from qualitygate.tables import shards, storage
-from qualitygate.tables.manifest import ROW_GROUP, SCHEMA, Manifest, refuse_duplicates, write_rows
+from qualitygate.errors import ImageError
+from qualitygate.tables import shards
+from qualitygate.tables.manifest import (
+    ROW_GROUP,
+    SCHEMA,
+    Manifest,
+    Wanted,
+    checked,
+    empty,
+    is_unordered,
+    list_images,
+    refuse_duplicates,
+    unlisted,
+    write_rows,
+)
 from qualitygate.tables.sql import connect, literal
 
 _ROWS_A_FILE = 50_000
 _SECONDS_A_FILE = 2.0
 
 
+def begin(source: str, folder: Path, wanted: Wanted) -> "Growing | None":
+    """Start to list an input into files of a folder that isn't there yet; None where it is a manifest itself.
+
+    Raises ConfigurationError as `manifest.load` where nothing is there.
+    """
+    source = checked(source)
+    found = shards.Found()
+    try:
+        tables = list_images(source, wanted, found)
+    except ImageError as error:
+        raise unlisted(source, error) from error
+    return Growing(source, tables, found, folder, sort=is_unordered(source, wanted)) if tables is not None else None
+
+
 class Growing:
     """A listing under way. Use as a context, so that the thread ends with it."""
 
-    def __init__(self, source: str, tables: Iterator[pa.Table], found: shards.Found, folder: Path) -> None:
+    def __init__(
+        self, source: str, tables: Iterator[pa.Table], found: shards.Found, folder: Path, *, sort: bool
+    ) -> None:
         self.source = source
+        self._sort = sort
         self._tables = tables
         self._found = found
         self._folder = folder
@@ -84,9 +113,12 @@ class Growing:
             refuse_duplicates(made.path, "the listing")
         return made
 
-    def ordered(self, spool: Path, *, sort: bool) -> Manifest:
-        """An ended listing as one file; sort: by image_id, where the store didn't list in order."""
-        order = "ORDER BY image_id" if sort else ""
+    def whole(self) -> Manifest:
+        """An ended listing as `manifest.load` makes it, in the order of the ids."""
+        if not self._files:
+            raise empty(self.source)
+        spool = self._folder / "whole.parquet"
+        order = "ORDER BY image_id" if self._sort else ""
         with connect() as database:
             database.sql(
                 f"COPY (SELECT * FROM {self._read(range(len(self._files)))} {order}) "
@@ -97,6 +129,9 @@ class Growing:
 
     def _manifest(self, numbers: range, name: str, rows: int) -> Manifest:
         path = self._folder / name
+        if not numbers:
+            pq.write_table(SCHEMA.empty_table(), path)
+            return Manifest(path=path, rows=0, source=self.source)
         with connect() as database:
             database.sql(
                 f"COPY (SELECT * FROM {self._read(numbers)}) "
@@ -130,7 +165,7 @@ class Growing:
                     waiting, since = [], time.monotonic()
             self._write(waiting)
         except ImageError as error:
-            self._error = ConfigurationError(f"--input {storage.redact(self.source)!r}: {error.failure.message}")
+            self._error = unlisted(self.source, error)
         except Exception as error:  # told to whoever waits for the next portion
             self._error = error
         finally:
