@@ -21,6 +21,7 @@ from qualitygate.config import (
     CompactConfig,
     GateConfig,
     ManifestBuildConfig,
+    NightlyConfig,
     PredictConfig,
     PurgeConfig,
     ReportConfig,
@@ -65,6 +66,8 @@ plan_app = typer.Typer(help="What something will take, before it starts.", no_ar
 app.add_typer(plan_app, name="plan")
 manifest_app = typer.Typer(help="Which photographs there are.", no_args_is_help=True)
 app.add_typer(manifest_app, name="manifest")
+gate_app = typer.Typer()
+app.add_typer(gate_app, name="gate")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -395,13 +398,91 @@ def calibrate(config: CalibrateConfig) -> None:
     _say(said.of_run(job.run(config, progress_bars.for_stream("steps"))))
 
 
-@options.verb(app, "gate", GateConfig)
+@options.verb_with_parts(gate_app, GateConfig)
 def gate(config: GateConfig) -> None:
-    """Apply a gate to scores: who passes, who is rejected, and by which votes. Exit code 4: too few can vote."""
+    """Apply a gate to scores: who passes, who is rejected, and by which votes. Exit code 4: too few can vote.
+
+    Its own verbs tell and change which gate is in force.
+    """
     from qualitygate.calibration import apply as job
     from qualitygate.report import calibration as said
 
     _say(said.of_gate(job.run(config)))
+
+
+_Store = Annotated[str, typer.Option(help="Folder of the gates, or the output of 'nightly'.")]
+
+
+@gate_app.command("history")
+def gate_history(
+    store: _Store, as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False
+) -> None:
+    """Which gate is in force, since when, and every change before."""
+    from qualitygate.calibration import gate_store
+    from qualitygate.report import gate_history as said
+
+    found = gate_store.read(gate_store.of(store))
+    _say(json.dumps(gate_store.as_record(found), indent=1) + "\n" if as_json else said.of_history(found))
+
+
+@gate_app.command("diff")
+def gate_diff(
+    old: Annotated[str, typer.Argument(help="gate.json, its folder, or with --store an id.")],
+    new: Annotated[str, typer.Argument(help="The other one.")],
+    store: Annotated[str | None, typer.Option(help="Folder of the gates, or the output of 'nightly'.")] = None,
+) -> None:
+    """Two gates side by side: how far each cut-off moved, and whether its interval allows that."""
+    from qualitygate.calibration import gate as gates
+    from qualitygate.calibration import gate_store
+    from qualitygate.report import gate_history as said
+
+    place = gate_store.of(store) if store else None
+    before, after = (gate_store.load(place, one) if place else gates.load(one, "gate") for one in (old, new))
+    _say(said.of_differences(before, after, gate_store.differences(before, after)))
+
+
+@gate_app.command("promote")
+def gate_promote(
+    gate: Annotated[str, typer.Argument(help="gate.json, its folder, or the id of a gate in the store.")],
+    store: _Store,
+    reason: Annotated[str, typer.Option(help="For the history.")] = "by hand",
+) -> None:
+    """Put a gate in force, by one atomic change."""
+    from qualitygate.calibration import gate_store
+    from qualitygate.report import gate_history as said
+    from qualitygate.tables import storage
+
+    place = gate_store.of(store)
+    location = gate if storage.exists(gate) else storage.join(place, gate_store.load(place, gate).id)
+    _say(said.of_change(gate_store.promote(place, location, reason=reason)))
+
+
+@gate_app.command("rollback")
+def gate_rollback(
+    store: _Store,
+    to: Annotated[str | None, typer.Option(help="Id of a gate in the store; default: the one before.")] = None,
+    reason: Annotated[str, typer.Option(help="For the history.")] = "by hand",
+    hold: Annotated[bool, typer.Option("--hold", help="No nightly job promotes until somebody does by hand.")] = False,
+) -> None:
+    """Put the gate before in force again, by one atomic change."""
+    from qualitygate.calibration import gate_store
+    from qualitygate.report import gate_history as said
+
+    _say(said.of_change(gate_store.rollback(gate_store.of(store), to=to, reason=reason, held=hold)))
+
+
+@options.verb(app, "nightly", NightlyConfig)
+def nightly(config: NightlyConfig) -> None:
+    """Score what is new, look for drift, calibrate again, promote the new gate or say why not. Run again, it resumes.
+
+    Exit codes: 0 promoted or nothing to change, 2 to mend or another at work, 3 the deadline came, 4 refused.
+    """
+    from qualitygate.nightly import job
+    from qualitygate.report import nightly as said
+
+    outcome = job.run(config, progress_bars.for_stream)
+    _say(said.of_night(job.as_record(outcome)))
+    job.raise_for(outcome)
 
 
 @options.verb(app, "subsets", SubsetsConfig)

@@ -224,6 +224,11 @@ class CalibrateConfig(BaseModel):
     min_wrong: int = Field(20, ge=2, description="fewest wrong predictions to calibrate on")
     min_wrong_groups: int = Field(10, ge=2, description="fewest groups among them")
     stratum: str | None = Field(None, description="column that divides photographs, such as the camera; default: auto")
+    sampling_column: str | None = Field(
+        None,
+        description="column of the predictions: chance in (0, 1] with which each was drawn to be labelled; default: "
+        "sampling_probability, where there is one",
+    )
     drop_trained: bool = Field(False, description="leave out photographs and groups that the classifier was trained on")
     allow_untrained: bool = Field(False, description="take scores of untrained networks, to try the plumbing")
     parent: str | None = Field(None, description="gate.json that this one follows")
@@ -320,6 +325,61 @@ class StudyPlanConfig(StudyConfig):
     gate: str | None = Field(None, description="as of 'study'")  # type: ignore[assignment]
     output: str | None = Field(None, description="as of 'study'; nothing is written there")  # type: ignore[assignment]
     measure: bool = Field(True, description="time a few training steps on this machine's CPU")
+
+
+class NightlyConfig(BaseModel):
+    """What `qualitygate nightly` does: score what is new, look for drift, calibrate again, promote or refuse."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: str = Field(description="folder, prefix, glob or manifest of all photographs")
+    output: str = Field(description="folder of everything: scores/, gates/, nights/, manifest.parquet")
+    predictions: str | None = Field(
+        None, description="labelled predictions, as of 'calibrate'; without them the gate is left as it is"
+    )
+    night: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of this night; default: today's date, UTC"
+    )
+    again: bool = Field(False, description="do a night again that ended already")
+    score: dict[str, Any] = Field(default_factory=dict, description="keys of 'score', such as metrics and workers")
+    calibrate: dict[str, Any] = Field(default_factory=dict, description="keys of 'calibrate', such as methods")
+    canary: int = Field(200, ge=0, description="photographs scored again each night, to notice that scores moved")
+    canary_tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="most that a score may move, as a share of the 5 to 95 % spread; default: 1e-6, 1e-3 on a GPU, "
+        "5e-3 with --precision fast",
+    )
+    max_changed_share: float = Field(
+        0.2, ge=0, le=1, description="share of known photographs that may be changed or gone; more stops the night"
+    )
+    allow_changes: bool = Field(False, description="go on although more changed")
+    max_error_rate: float = Field(0.1, ge=0, le=1, description="share of tonight's photographs without any score")
+    reference_days: int = Field(28, ge=1, description="drift is measured against what was scored in so many days")
+    max_psi: float = Field(0.25, gt=0, description="population stability index above which scores have drifted")
+    max_coverage_drift: float = Field(0.05, gt=0, le=1, description="the same of the share that passes")
+    max_error_drift: float = Field(0.02, gt=0, le=1, description="the same of the share that fails")
+    significance: float = Field(0.01, gt=0, lt=1, description="of the tests of drift, after Holm's correction")
+    min_drift: int = Field(50, ge=10, description="fewest photographs on both sides to speak of drift")
+    accept_drift: bool = Field(False, description="the drift is known and wanted: tonight joins the reference")
+    min_labelled: int = Field(200, ge=20, description="fewest labelled photographs to calibrate on")
+    min_audited: int = Field(30, ge=1, description="fewest of them that the gate in force rejects")
+    audit_share: float = Field(0.01, gt=0, le=1, description="share of rejects that is drawn for labelling")
+    min_coverage: float = Field(0.3, ge=0, le=1, description="least share of photographs that a new gate may pass")
+    max_coverage: float = Field(1.0, gt=0, le=1, description="and the largest")
+    max_coverage_change: float = Field(0.1, gt=0, le=1, description="most that this share may change in one night")
+    max_value_loss: float = Field(0.02, ge=0, le=1, description="most that a new gate may be worse, in Youden's J")
+    deadline: str | None = Field(
+        None, description="when scoring ends: 06:30 (UTC), 2026-11-24T06:30+01:00, or 90m or 4h from the start"
+    )
+    keep_days: int = Field(7, ge=1, description="days for which older versions of the table can be read")
+    compact_mb: int = Field(256, ge=1, description="size of the files that many small ones become")
+    thumbnails: bool = Field(True, description="photographs in the report; --no-thumbnails for private ones")
+    notify_command: tuple[str, ...] = Field((), description="program and arguments that get the outcome as JSON")
+    notify_webhook: str | None = Field(None, description="https address that gets the outcome as JSON")
+    notify_hosts: tuple[str, ...] = Field((), description="hosts that the webhook may name")
+    lock_ttl_s: float = Field(600, ge=10, description="seconds after which the lock of a dead job expires")
+    ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
 
 
 class ReportConfig(BaseModel):

@@ -4,7 +4,10 @@ QualityGateError                exit code 1
 ├── ConfigurationError          exit code 2: the user's input or environment; the message says the remedy
 ├── ErrorBudgetExceeded         exit code 3: too many images failed; their rows are kept
 ├── RunsFailed                  exit code 3: runs of a study failed; the others are finished and kept
+├── DeadlineReached             exit code 3: a night ended before all was scored; what was is kept
 ├── GateRefused                 exit code 4: the gate can't be applied: too few of its methods have a cut-off
+├── NightRefused                exit code 4: a guardrail of the nightly job kept the old gate
+├── Locked                      exit code 2: another nightly job is at work on the output
 ├── Superseded                  exit code 2: another run took over the output
 ├── Interrupted                 exit code 130: stopped by the user or the system; resumable
 ├── AuditFailed                 exit code 1: ids in are not ids out
@@ -63,6 +66,24 @@ class GateRefused(QualityGateError):
     """The gate is sound but can't decide here: fewer methods can vote than votes are needed to reject."""
 
     exit_code = 4
+
+
+class NightRefused(QualityGateError):
+    """The nightly job ended in order, and the gate stays as it was; the message says why."""
+
+    exit_code = 4
+
+
+class Locked(QualityGateError):
+    """Another nightly job holds the lock of this output; nothing was done."""
+
+    exit_code = 2
+
+
+class DeadlineReached(QualityGateError):
+    """The time was up before all was scored; what arrived is committed and the same command goes on."""
+
+    exit_code = 3
 
 
 class Superseded(QualityGateError):

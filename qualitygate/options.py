@@ -22,19 +22,45 @@ def verb(app: typer.Typer, name: str, model: type[Config]) -> Callable[[Callable
     """
 
     def register(function: Callable[[Config], None]) -> None:
-        def command(**given: Any) -> None:
-            path = given.pop("config")
-            values = {key: _parsed(model.model_fields[key], key, value) for key, value in given.items()}
-            function(load(model, path, values))
-
-        parameters = [_parameter(key, field) for key, field in model.model_fields.items()]
-        parameters.append(_option("config", Path | None, typer.Option(help="YAML file of the same keys.")))
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        command.__doc__ = function.__doc__
-        app.command(name)(command)
+        app.command(name)(_command(model, function))
 
     return register
+
+
+def verb_with_parts(group: typer.Typer, model: type[Config]) -> Callable[[Callable[[Config], None]], None]:
+    """Decorator: the group itself is the verb, as by `verb`, where none of its own verbs is named."""
+
+    def register(function: Callable[[Config], None]) -> None:
+        alone = _command(model, function)
+
+        def command(context: typer.Context, **given: Any) -> None:
+            if context.invoked_subcommand is None:
+                alone(**given)
+
+        signature = inspect.signature(alone)
+        first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[first, *signature.parameters.values()]
+        )
+        command.__annotations__ = {"context": typer.Context, **alone.__annotations__}
+        command.__doc__ = alone.__doc__
+        group.callback(invoke_without_command=True)(command)
+
+    return register
+
+
+def _command(model: type[Config], function: Callable[[Config], None]) -> Callable[..., None]:
+    def command(**given: Any) -> None:
+        path = given.pop("config")
+        values = {key: _parsed(model.model_fields[key], key, value) for key, value in given.items()}
+        function(load(model, path, values))
+
+    parameters = [_parameter(key, field) for key, field in model.model_fields.items()]
+    parameters.append(_option("config", Path | None, typer.Option(help="YAML file of the same keys.")))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = function.__doc__
+    return command
 
 
 def _option(key: str, annotation: Any, option: Any) -> inspect.Parameter:

@@ -11,7 +11,7 @@ from qualitygate.calibration import cutoffs, description, gate, heldout, inputs,
 from qualitygate.calibration.cutoffs import Fit, Settings
 from qualitygate.calibration.gate import Gate
 from qualitygate.calibration.inputs import Inputs, Photographs
-from qualitygate.calibration.statistics import Booleans, Integers
+from qualitygate.calibration.statistics import Booleans, Floats, Integers, effective_size
 from qualitygate.config import CalibrateConfig, echo
 from qualitygate.errors import ConfigurationError, GateRefused
 from qualitygate.tables import storage
@@ -38,12 +38,18 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a calibration found. record: of calibration.json. refusal: why the gate can't decide, or None."""
+    """What a calibration found. record: of calibration.json. refusal: why the gate can't decide, or None.
+
+    photographs: those it was calibrated on. held_out: (N,) share of the repeats in which each of them passed a gate of
+    other groups, of those whose gate could decide, NaN where none could, for `value`; None where nothing was held out.
+    """
 
     output: str
     gate: Gate
     record: Mapping[str, Any]
     refusal: str | None
+    photographs: Photographs
+    held_out: Floats | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +83,7 @@ def run(config: CalibrateConfig, progress: Progress) -> Result:
         fits = _fits(found, settings, progress)
         allow_fallback = _needs_fallback(fits, votes_needed)
         votes = _votes(photographs, fits, votes_needed, allow_fallback)
-        held_out, notes = None, _notes(found, fits, plan, allow_fallback)
+        held_out, accepted, notes = None, None, _notes(found, fits, plan, allow_fallback)
         if votes.passed is not None and plan is not None:
             top1, note = heldout.top1_of(photographs, found.two_classes)
             notes += [note] if note else []
@@ -91,6 +97,7 @@ def run(config: CalibrateConfig, progress: Progress) -> Result:
                 top1=top1,
                 advance=lambda: progress.advance(rows=1),
             )
+            accepted = outcome.passed()
             held_out = heldout.figures(photographs, outcome, plan, replicates=config.bootstrap, seed=config.seed)
             notes += _lessons(held_out)
         else:
@@ -101,13 +108,13 @@ def run(config: CalibrateConfig, progress: Progress) -> Result:
     content = _gate_content(config, found, fits, votes, held_out, votes_needed, parent)
     record = _record(config, found, fits, votes, held_out, notes, content["id"])
     made = gate.parse(content, "the new gate")
-    _write(output, config, content, record, _table(found, fits, votes))
+    _write(output, config, content, record, _table(found, fits, votes, accepted))
     try:
         made.require(allow_fallback=allow_fallback, allow_untrained=True)
         refusal = None
     except GateRefused as error:
         refusal = str(error)
-    return Result(output=output, gate=made, record=record, refusal=refusal)
+    return Result(output=output, gate=made, record=record, refusal=refusal, photographs=photographs, held_out=accepted)
 
 
 # ---- before --------------------------------------------------------------------------------------------------
@@ -145,13 +152,14 @@ def _check_permutations(methods: Sequence[str], settings: Settings) -> None:
 
 def _fits(found: Inputs, settings: Settings, progress: Progress) -> dict[str, Fit]:
     photographs = found.photographs
+    weight, direction = photographs.weight, found.directions
     made = []
     for method, raw in photographs.scores.items():
         made.append(
-            cutoffs.fit(method, raw, photographs.correct, photographs.group, found.directions[method], settings)
+            cutoffs.fit(method, raw, photographs.correct, photographs.group, direction[method], settings, weight)
         )
         progress.advance(rows=1)
-    return {one.method: one for one in cutoffs.settle(made, photographs.scores, settings)}
+    return {one.method: one for one in cutoffs.settle(made, photographs.scores, settings, weight)}
 
 
 def _needs_fallback(fits: Mapping[str, Fit], votes_needed: int) -> bool:
@@ -268,6 +276,28 @@ def _method_record(fit: Fit) -> dict[str, Any]:
     }
 
 
+def _sampling_record(found: Inputs) -> dict[str, Any]:
+    """`sampling` of both records where photographs have weights: nothing otherwise, not even the key.
+
+    effective: what so many photographs of different weight count for, (sum w)^2 / sum w^2.
+    """
+    photographs, weight = found.photographs, found.photographs.weight
+    if found.sampling is None or photographs.probability is None:
+        return {}
+    kinds = {"correct": photographs.correct, "wrong": ~photographs.correct}
+    return {
+        "sampling": {
+            "column": found.sampling,
+            "probability": [photographs.probability.min(), photographs.probability.max()],
+            "effective": effective_size(weight),
+            "classes": {
+                kind: {"n": int(chosen.sum()), "effective": effective_size(weight[chosen])}
+                for kind, chosen in kinds.items()
+            },
+        }
+    }
+
+
 def _gate_content(
     config: CalibrateConfig,
     found: Inputs,
@@ -286,7 +316,9 @@ def _gate_content(
             "parent": parent,
             "votes_needed": votes_needed,
             "methods": {name: _method_record(fit) for name, fit in fits.items()},
-            "coverage": None if votes.passed is None else float(votes.passed.mean()),
+            "coverage": None
+            if votes.passed is None
+            else float(np.average(votes.passed, weights=found.photographs.weight)),
             "held_out": held_out,
             "fingerprints": dict(found.fingerprints),
             "untrained": found.untrained,
@@ -295,6 +327,7 @@ def _gate_content(
             "preset": found.choice.preset,
             "seed": config.seed,
             "versions": outputs.versions(),
+            **_sampling_record(found),
         }
     )
     return content | {"id": gate.identity(content)}
@@ -325,14 +358,17 @@ def _record(
             "rows": len(photographs),
             "wrong": int(np.count_nonzero(~photographs.correct)),
             "groups": photographs.groups,
-            "accuracy": float(photographs.correct.mean()),
+            "accuracy": float(np.average(photographs.correct, weights=photographs.weight)),
+            **_sampling_record(found),
             "dropped": found.dropped,
             "choice": {"preset": found.choice.preset, "methods": found.methods, "rule": found.choice.rule},
             "stratum": found.stratum,
             "held_out": held_out,
             "quality_confidence": description.quality_confidence(photographs, fits, config.seed),
             "pass_rates": rates,
-            "agreement": description.agreement(votes.low, gate.agreed(found.methods, config.votes_needed)),
+            "agreement": description.agreement(
+                votes.low, gate.agreed(found.methods, config.votes_needed), photographs.weight
+            ),
             "method_correlations": description.method_correlations(photographs, fits),
             "confident_errors": errors,
             "warnings": warnings,
@@ -342,8 +378,12 @@ def _record(
     return record
 
 
-def _table(found: Inputs, fits: Mapping[str, Fit], votes: _Votes) -> Any:
-    """calibration.parquet: a row for each photograph."""
+def _table(found: Inputs, fits: Mapping[str, Fit], votes: _Votes, accepted: Floats | None) -> Any:
+    """calibration.parquet: a row for each photograph.
+
+    held_out_passed: share of the cross-fitting's repeats in which it passed, of those that could decide. weight: where
+    photographs have one.
+    """
     import pyarrow as pa
 
     photographs = found.photographs
@@ -355,12 +395,18 @@ def _table(found: Inputs, fits: Mapping[str, Fit], votes: _Votes) -> Any:
     columns["correct"] = pa.array(photographs.correct)
     columns["confidence"] = pa.array(photographs.confidence)
     columns["top1"] = pa.array(photographs.top1, mask=np.isnan(photographs.top1))
+    if found.sampling is not None:
+        columns["sampling_probability"] = pa.array(photographs.probability)
     for name, raw in photographs.scores.items():
         columns[name] = pa.array(raw, mask=np.isnan(raw))
     for name in fits:
         columns[f"low_{name}"] = pa.array(votes.low.get(name, nothing), pa.bool_())
     columns["votes_low"] = pa.array(nothing if votes.votes_low is None else votes.votes_low, pa.int64())
     columns["passed"] = pa.array(nothing if votes.passed is None else votes.passed, pa.bool_())
+    shares = np.full(len(photographs), np.nan) if accepted is None else accepted
+    columns["held_out_passed"] = pa.array(shares, mask=np.isnan(shares))
+    if photographs.weighted:
+        columns["weight"] = pa.array(photographs.weight)
     return pa.table(columns)
 
 

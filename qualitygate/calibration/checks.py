@@ -16,7 +16,18 @@ if TYPE_CHECKING:
 # The predictions as they are read: typed, with the text beside what may be no number.
 READ = "predictions_read"
 TEXTS = ("label", "predicted", "group", "model_fingerprint")
-_TAKEN = {"group", "label", "predicted", "stratum", "correct", "confidence", "top1", "votes_low", "passed", "gate_id"}
+_TAKEN = {
+    "group",
+    "label",
+    "predicted",
+    "stratum",
+    "correct",
+    "confidence",
+    "top1",
+    "votes_low",
+    "passed",
+    "gate_id",
+} | {"sampling_probability"}
 
 
 def yes(text: str) -> str:
@@ -126,11 +137,15 @@ def check_scores(database: "duckdb.DuckDBPyConnection", scores: Source, methods:
 
 
 def read_predictions(
-    database: "duckdb.DuckDBPyConnection", predictions: Source, scores: Source, stratum: str | None
+    database: "duckdb.DuckDBPyConnection",
+    predictions: Source,
+    scores: Source,
+    stratum: str | None,
+    sampling: str | None = None,
 ) -> None:
     """Make the table `predictions_read` of typed columns; ConfigurationError names all that is wrong at once.
 
-    stratum: a column of the predictions to take along, or None.
+    stratum, sampling: columns of the predictions to take along, or None; that of the sampling probability in (0, 1].
     """
     correct, trained = predictions.text("correct"), predictions.text("trained_on")
     columns = ", ".join(f"{predictions.text(name)} AS {identifier(name)}" for name in TEXTS)
@@ -142,6 +157,7 @@ def read_predictions(
                {predictions.number("confidence")} AS confidence, {predictions.text("confidence")} AS confidence_text,
                {predictions.number("top1")} AS top1, {predictions.text("top1")} AS top1_text,
                {predictions.text(stratum) if stratum else "CAST(NULL AS VARCHAR)"} AS stratum,
+               {predictions.number(sampling or "")} AS sampling, {predictions.text(sampling or "")} AS sampling_text,
                coalesce({yes(trained)}, false) AS trained_on,
                coalesce({predictions.text("status")} = 'error', false) AS failed
         FROM {identifier(predictions.view)}"""
@@ -161,6 +177,18 @@ def read_predictions(
             f"{identifier(scores.view)} WHERE {scores.text('image_id')} IS NOT NULL)"
         ),
     }
+    remedy = (
+        "give each scored photograph one row with its label's probability in [0, 1] and correct as true or false, or "
+        "leave the row out"
+    )
+    if sampling is not None:
+        checks |= {
+            f"without a {sampling}": "sampling_text IS NULL",
+            f"whose {sampling} is no number (NaN, infinite or a word)": _no_number("sampling"),
+            f"whose {sampling} lies outside (0, 1]": "(sampling <= 0 OR sampling > 1) AND NOT isnan(sampling) "
+            "AND NOT isinf(sampling)",
+        }
+        remedy += f"; {sampling} is the chance with which a photograph was drawn to be labelled, 1 where all were"
     problems = [sources.duplicates(database, predictions)]
     total = count(database, f"SELECT count(*) FROM {READ} WHERE NOT failed")
     for words, condition in checks.items():
@@ -172,10 +200,7 @@ def read_predictions(
     if not total:
         problems.append("not one prediction succeeded")
     if wrong := [problem for problem in problems if problem]:
-        raise ConfigurationError(
-            f"{predictions.name}: {'; '.join(wrong)}; give each scored photograph one row with its label's "
-            "probability in [0, 1] and correct as true or false, or leave the row out"
-        )
+        raise ConfigurationError(f"{predictions.name}: {'; '.join(wrong)}; {remedy}")
 
 
 def _no_number(column: str) -> str:

@@ -18,10 +18,13 @@ from qualitygate.calibration.statistics import (
     Booleans,
     Floats,
     Integers,
+    alike,
     codes,
+    effective_size,
     generator,
     holm,
     percentile_interval,
+    quantile,
     replicates,
     separation,
 )
@@ -162,22 +165,34 @@ class Fit:
 
 def fit_all(photographs: Photographs, directions: Mapping[str, Direction], settings: Settings) -> dict[str, Fit]:
     """Every method's line, Holm's correction and fallbacks included."""
+    weight = photographs.weight
     fits = [
-        fit(name, raw, photographs.correct, photographs.group, directions[name], settings)
+        fit(name, raw, photographs.correct, photographs.group, directions[name], settings, weight)
         for name, raw in photographs.scores.items()
     ]
-    return {one.method: one for one in settle(fits, photographs.scores, settings)}
+    return {one.method: one for one in settle(fits, photographs.scores, settings, weight)}
 
 
-def fit(method: str, raw: Floats, correct: Booleans, group: Integers, direction: Direction, settings: Settings) -> Fit:
+def fit(
+    method: str,
+    raw: Floats,
+    correct: Booleans,
+    group: Integers,
+    direction: Direction,
+    settings: Settings,
+    weight: Floats | None = None,
+) -> Fit:
     """One method's line before Holm's correction: `settle` says whether it may vote.
 
-    raw: (N,), NaN where there is no score: those photographs are left out.
+    raw: (N,), NaN where there is no score: those photographs are left out. weight: (N,) of the photographs, None
+    where all weigh alike.
     """
     present = ~np.isnan(raw)
+    weight = (np.ones(len(raw)) if weight is None else weight)[present]
     raw, correct, group = raw[present], correct[present], codes(group[present])
-    axis = kde.axis_of(method, raw, direction) if len(raw) else Axis(direction=direction, transform="identity")
-    made = Fit(method=method, axis=axis, rule=settings.rule, status="ok", reasons=_too_few(correct, group, settings))
+    axis = kde.axis_of(method, raw, direction, weight) if len(raw) else Axis(direction=direction, transform="identity")
+    reasons = _too_few(correct, group, weight, settings)
+    made = Fit(method=method, axis=axis, rule=settings.rule, status="ok", reasons=reasons)
     if not len(raw):
         return made
     made = replace(
@@ -190,46 +205,76 @@ def fit(method: str, raw: Floats, correct: Booleans, group: Integers, direction:
     quality = axis.quality(raw)
     if min(made.wrong, made.right) < 2:
         return made
-    auroc, p_value = separation(quality, correct, group, settings.permutations, settings.random(method, "permutation"))
+    rng = settings.random(method, "permutation")
+    auroc, p_value = separation(quality, correct, group, settings.permutations, rng, weight)
     made = replace(made, auroc=auroc, p_value=p_value)
     try:
-        densities = tuple(Density(quality[kind], settings.bandwidth, axis.ends) for kind in (~correct, correct))
+        densities = tuple(
+            Density(quality[kind], settings.bandwidth, axis.ends, weight[kind]) for kind in (~correct, correct)
+        )
     except kde.DegenerateScoresError as error:
         return replace(made, reasons=(*made.reasons, str(error)))
     wrong, right = densities
     places = np.linspace(quality[np.isfinite(quality)].min(), quality[np.isfinite(quality)].max(), _PLACES)
     made = replace(made, curves=Curves(quality=places, right=right(places), wrong=wrong(places)))
-    rules: dict[RuleName, Callable[[Fit, Floats, Booleans, Integers, Settings], Fit]] = {
+    rules: dict[RuleName, Callable[[Fit, Floats, Booleans, Integers, Floats, Settings], Fit]] = {
         "target_accuracy": _reach_accuracy,
         "min_coverage": _keep_coverage,
     }
     if settings.rule == "crossing":
-        return _cross(made, quality, correct, group, wrong, right, settings)
-    return rules[settings.rule](made, raw, correct, group, settings)
+        return _cross(made, quality, correct, group, weight, wrong, right, settings)
+    return rules[settings.rule](made, raw, correct, group, weight, settings)
 
 
-def _too_few(correct: Booleans, group: Integers, settings: Settings) -> tuple[str, ...]:
+def _too_few(correct: Booleans, group: Integers, weight: Floats, settings: Settings) -> tuple[str, ...]:
+    """By number, and by what so many count for when some weigh more than others."""
     reasons = []
     for kind, chosen in (("wrong", ~correct), ("right", correct)):
         number, groups = int(np.count_nonzero(chosen)), len(np.unique(group[chosen]))
+        size, size_groups = effective_size(weight[chosen]), effective_size(_mean_weights(weight, group, chosen))
         if number < settings.min_wrong:
             reasons.append(f"{number} {kind} predictions with a score, {settings.min_wrong} are needed")
         elif groups < settings.min_wrong_groups:
             reasons.append(
                 f"the {number} {kind} predictions lie in {groups} groups, {settings.min_wrong_groups} are needed"
             )
+        elif size < settings.min_wrong:
+            reasons.append(
+                f"by their weights the {number} {kind} predictions count for {size:.1f}, {settings.min_wrong} are "
+                "needed"
+            )
+        elif size_groups < settings.min_wrong_groups:
+            reasons.append(
+                f"by their weights the {groups} groups of the {number} {kind} predictions count for {size_groups:.1f}, "
+                f"{settings.min_wrong_groups} are needed"
+            )
     return tuple(reasons)
+
+
+def _mean_weights(weight: Floats, group: Integers, chosen: Booleans) -> Floats:
+    """The mean weight of the chosen photographs of each group that has some."""
+    members = codes(group[chosen])
+    return np.bincount(members, weights=weight[chosen]) / np.bincount(members)
 
 
 # ---- the crossing ----------------------------------------------------------------------------------------
 
 
 def _cross(
-    made: Fit, quality: Floats, correct: Booleans, group: Integers, wrong: Density, right: Density, settings: Settings
+    made: Fit,
+    quality: Floats,
+    correct: Booleans,
+    group: Integers,
+    weight: Floats,
+    wrong: Density,
+    right: Density,
+    settings: Settings,
 ) -> Fit:
-    log_odds = math.log(made.wrong / made.right) if settings.weighting == "counts" else 0.0
-    within = kde.search_range(quality[~correct], quality[correct])
-    ends = np.quantile(quality[np.isfinite(quality)], [0.01, 0.99]).tolist()
+    odds = float(weight[~correct].sum() / weight[correct].sum())
+    log_odds = math.log(odds) if settings.weighting == "counts" else 0.0
+    within = kde.search_range(quality[~correct], quality[correct], weight[~correct], weight[correct])
+    finite = np.isfinite(quality)
+    ends = quantile(quality[finite], [0.01, 0.99], weight[finite]).tolist()
     if within is not None:
         ends = [min(ends[0], within[0]), max(ends[1], within[1])]
     everywhere = kde.crossings(wrong, right, ends[0], ends[1], log_odds=log_odds) if ends[0] < ends[1] else []
@@ -253,6 +298,7 @@ def _cross(
         ends=made.axis.ends,
         count=settings.bootstrap,
         rng=settings.random(made.method, "bootstrap"),
+        weight=weight,
     )
     share = float(np.mean(drawn.single))
     reasons, notes = list(made.reasons), list(made.notes)
@@ -277,18 +323,25 @@ def _cross(
 # ---- alternatives ----------------------------------------------------------------------------------------
 
 
-def _reach_accuracy(made: Fit, raw: Floats, correct: Booleans, group: Integers, settings: Settings) -> Fit:
+def _reach_accuracy(
+    made: Fit, raw: Floats, correct: Booleans, group: Integers, weight: Floats, settings: Settings
+) -> Fit:
     """The lowest cut-off at which those that pass reach the accuracy, if enough of them do."""
     target = settings.value or 0.0
     order = np.argsort(made.axis.quality(raw), kind="stable")
-    ordered, right, owner = raw[order], correct[order].astype(np.float64), group[order]
+    ordered, right, owner, own = raw[order], correct[order].astype(np.float64), group[order], weight[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
-    def lowest(weights_BN: Floats) -> Floats:
-        """(B,) raw cut-offs, NaN where the target isn't reached."""
-        passed = np.cumsum(weights_BN[:, ::-1], axis=1)[:, ::-1][:, starts]
-        good = np.cumsum((weights_BN * right)[:, ::-1], axis=1)[:, ::-1][:, starts]
-        enough = passed >= np.maximum(_FEWEST_PASSED, _LEAST_PASSED * passed[:, :1])
+    def lowest(times_BN: Floats) -> Floats:
+        """(B,) raw cut-offs, NaN where the target isn't reached; times: how often each photograph was drawn."""
+        passed = _from_each(times_BN * own, starts)
+        good = _from_each(times_BN * own * right, starts)
+        number = passed
+        if not alike(own):
+            with np.errstate(invalid="ignore"):
+                effective = passed**2 / _from_each(times_BN * own**2, starts)
+            number = np.fmin(_from_each(times_BN, starts), effective)
+        enough = (number >= _FEWEST_PASSED) & (passed >= _LEAST_PASSED * passed[:, :1])
         reached = enough & (good >= target * passed - 1e-9)
         return np.where(reached.any(axis=1), ordered[starts][np.argmax(reached, axis=1)], np.nan)
 
@@ -300,7 +353,7 @@ def _reach_accuracy(made: Fit, raw: Floats, correct: Booleans, group: Integers, 
         reasons.append(f"no cut-off reaches an accuracy of {target:g}")
     elif share < LEAST_SHARE:
         reasons.append(f"{share:.0%} of the replicates reach an accuracy of {target:g}, {LEAST_SHARE:.0%} are needed")
-    elif float(np.mean(correct)) >= target:
+    elif float(np.average(correct, weights=weight)) >= target:
         notes.append(
             f"{made.method}: all photographs together reach an accuracy of {target:g}: its cut-off rejects none"
         )
@@ -314,15 +367,17 @@ def _reach_accuracy(made: Fit, raw: Floats, correct: Booleans, group: Integers, 
     )
 
 
-def _keep_coverage(made: Fit, raw: Floats, correct: Booleans, group: Integers, settings: Settings) -> Fit:
+def _keep_coverage(
+    made: Fit, raw: Floats, correct: Booleans, group: Integers, weight: Floats, settings: Settings
+) -> Fit:
     """The cut-off that rejects as many as it may while at least the given share passes."""
     coverage = settings.value or 0.0
     order = np.argsort(made.axis.quality(raw), kind="stable")
-    ordered, owner = raw[order], group[order]
+    ordered, owner, own = raw[order], group[order], weight[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
-    def highest(weights_BN: Floats) -> Floats:
-        passed = np.cumsum(weights_BN[:, ::-1], axis=1)[:, ::-1][:, starts]
+    def highest(times_BN: Floats) -> Floats:
+        passed = _from_each(times_BN * own, starts)
         kept = passed >= coverage * passed[:, :1] - 1e-9
         return ordered[starts][len(starts) - 1 - np.argmax(kept[:, ::-1], axis=1)]
 
@@ -333,8 +388,13 @@ def _keep_coverage(made: Fit, raw: Floats, correct: Booleans, group: Integers, s
     )
 
 
+def _from_each(values_BN: Floats, starts: Integers) -> Floats:
+    """(B, starts) sums from each start to the end."""
+    return np.asarray(np.cumsum(values_BN[:, ::-1], axis=1)[:, ::-1][:, starts], dtype=np.float64)
+
+
 def _drawn(statistic: Callable[[Floats], Floats], owner: Integers, made: Fit, settings: Settings) -> Floats:
-    """(B,) a statistic of weights (B, N), over the clustered bootstrap."""
+    """(B,) a statistic of how often each photograph is drawn (B, N), over the clustered bootstrap."""
     rng = settings.random(made.method, "bootstrap")
     found = []
     for drawn in replicates(int(owner.max()) + 1, settings.bootstrap, rng):
@@ -346,8 +406,13 @@ def _drawn(statistic: Callable[[Floats], Floats], owner: Integers, made: Fit, se
 # ---- who may vote ----------------------------------------------------------------------------------------
 
 
-def settle(fits: Sequence[Fit], scores: Mapping[str, Floats], settings: Settings) -> list[Fit]:
-    """Statuses: Holm's correction over the methods that were tested, then fallbacks where they are asked for."""
+def settle(
+    fits: Sequence[Fit], scores: Mapping[str, Floats], settings: Settings, weight: Floats | None = None
+) -> list[Fit]:
+    """Statuses: Holm's correction over the methods that were tested, then fallbacks where they are asked for.
+
+    scores, weight: (N,) of the photographs.
+    """
     tested = [one for one in fits if one.p_value is not None]
     corrected = dict(zip([one.method for one in tested], holm([one.p_value or 0.0 for one in tested]), strict=True))
     settled = []
@@ -358,7 +423,7 @@ def settle(fits: Sequence[Fit], scores: Mapping[str, Floats], settings: Settings
             reasons.append(_no_separation(one, p_value))
         status: Status = "undefined" if reasons else "ok"
         done = replace(one, p_value_holm=p_value, reasons=tuple(reasons), status=status)
-        settled.append(done if status == "ok" else _fallen_back(done, scores[one.method], settings))
+        settled.append(done if status == "ok" else _fallen_back(done, scores[one.method], weight, settings))
     return settled
 
 
@@ -372,12 +437,16 @@ def _no_separation(one: Fit, p_value: float) -> str:
     return said
 
 
-def _fallen_back(one: Fit, raw: Floats, settings: Settings) -> Fit:
+def _fallen_back(one: Fit, raw: Floats, weight: Floats | None, settings: Settings) -> Fit:
     """Undefined: no cut-off, but the lowest percentage of quality where that was asked for."""
-    present = raw[~np.isnan(raw)]
+    known = ~np.isnan(raw)
+    present = raw[known]
     if settings.fallback_percentile is None or len(np.unique(present)) < 2:
         return replace(one, cutoff=None, interval=None)
-    quality = np.sort(present if one.axis.direction == "higher" else -present)
-    place = float(np.quantile(quality, settings.fallback_percentile / 100, method="higher"))
+    quality, share = present if one.axis.direction == "higher" else -present, settings.fallback_percentile / 100
+    if weight is None or alike(weight[known]):
+        place = float(np.quantile(quality, share, method="higher"))
+    else:
+        place = float(quantile(quality, share, weight[known]))
     cutoff = place if one.axis.direction == "higher" else -place
     return replace(one, status="fallback", rule="percentile", cutoff=cutoff, interval=None)

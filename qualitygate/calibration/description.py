@@ -13,10 +13,13 @@ from qualitygate.calibration.statistics import (
     Booleans,
     Floats,
     Integers,
+    alike,
     bootstrap,
     codes,
+    effective_size,
     generator,
     group_sums,
+    mass_below,
     percentile_interval,
     replicates,
 )
@@ -44,6 +47,7 @@ def quality_confidence(photographs: Photographs, fits: Mapping[str, Fit], seed: 
     the clustered bootstrap.
     """
     found: dict[str, Any] = {}
+    weight = photographs.weight
     for name, fit in fits.items():
         quality = fit.axis.quality(photographs.scores[name])
         known = ~np.isnan(quality)
@@ -53,6 +57,7 @@ def quality_confidence(photographs: Photographs, fits: Mapping[str, Fit], seed: 
             return _spearman(
                 quality[chosen],
                 photographs.confidence[chosen],
+                weight[chosen],
                 photographs.group[chosen],
                 generator(seed, name, "spearman"),
             )
@@ -73,11 +78,14 @@ def parts(names: Texts) -> dict[str, Booleans]:
     return {str(part): np.asarray(names == str(part), dtype=np.bool_) for part, _ in largest}
 
 
-def _spearman(quality: Floats, confidence: Floats, group: Integers, rng: np.random.Generator) -> dict[str, Any]:
+def _spearman(
+    quality: Floats, confidence: Floats, weight: Floats, group: Integers, rng: np.random.Generator
+) -> dict[str, Any]:
     number = len(quality)
     if number < _FEWEST or len(np.unique(quality)) < 2 or len(np.unique(confidence)) < 2:
         return {"spearman": None, "interval": None, "n": number}
-    result: dict[str, Any] = {"spearman": rank_correlation(quality, confidence), "interval": None, "n": number}
+    found = rank_correlation(quality, confidence, weight)
+    result: dict[str, Any] = {"spearman": found, "interval": None, "n": number}
     group = codes(group)
     groups = int(group.max()) + 1
     if groups >= _FEWEST_GROUPS:
@@ -86,31 +94,30 @@ def _spearman(quality: Floats, confidence: Floats, group: Integers, rng: np.rand
         for portion in replicates(groups, _REPLICATES, rng):
             for times in portion.astype(np.int64):
                 taken = np.repeat(order, times[group[order]])
-                drawn.append(rank_correlation(quality[taken], confidence[taken]))
+                drawn.append(rank_correlation(quality[taken], confidence[taken], weight[taken]))
         interval = percentile_interval(drawn)
         result["interval"] = list(interval) if interval else None
     return result
 
 
-def rank_correlation(a: Floats, b: Floats) -> float:
-    """Spearman's correlation in [-1, 1], ties at their mean rank; NaN where one is constant."""
-    from scipy.stats import rankdata
-
-    ranks = [rankdata(values) for values in (a, b)]
-    centred = [values - values.mean() for values in ranks]
-    scale = np.sqrt(np.sum(centred[0] ** 2) * np.sum(centred[1] ** 2))
-    return float(np.sum(centred[0] * centred[1]) / scale) if scale else float("nan")
+def rank_correlation(a: Floats, b: Floats, weight: Floats) -> float:
+    """Spearman's correlation in [-1, 1] of weighted photographs, ties at their mean rank; NaN where one is constant."""
+    ranks = [mass_below(values, weight) for values in (a, b)]
+    centred = [values - np.average(values, weights=weight) for values in ranks]
+    scale = np.sqrt(np.sum(weight * centred[0] ** 2) * np.sum(weight * centred[1] ** 2))
+    return float(np.sum(weight * centred[0] * centred[1]) / scale) if scale else float("nan")
 
 
 def method_correlations(photographs: Photographs, fits: Mapping[str, Fit]) -> dict[str, Any]:
     """Spearman's correlation of the methods' qualities, each turned so that higher is better; None where undefined."""
     qualities = [fit.axis.quality(photographs.scores[name]) for name, fit in fits.items()]
+    weight = photographs.weight
     table: list[list[float | None]] = []
     for a in qualities:
         row: list[float | None] = []
         for b in qualities:
             both = ~np.isnan(a) & ~np.isnan(b)
-            value = rank_correlation(a[both], b[both]) if both.sum() > 2 else float("nan")
+            value = rank_correlation(a[both], b[both], weight[both]) if both.sum() > 2 else float("nan")
             row.append(value if np.isfinite(value) else None)
         table.append(row)
     return {"methods": list(fits), "spearman": table}
@@ -123,29 +130,35 @@ def pass_rates(photographs: Photographs, passed: Booleans, seed: int) -> tuple[d
     """Share that passes by class and by stratum, and a warning for each part that differs from the others.
 
     A part is named when the clustered bootstrap's interval of the difference, at 95 % over all parts of its kind
-    (Bonferroni), lies beyond 0 and the difference is 5 points or more.
+    (Bonferroni), lies beyond 0 and the difference is 5 points or more. Shares are weighted, n counts photographs.
     """
     rates: dict[str, Any] = {}
     warnings = []
+    weight = photographs.weight
+
+    def share(chosen: Booleans) -> float:
+        return float(np.average(passed[chosen], weights=weight[chosen]))
+
+    def enough(chosen: Booleans) -> bool:
+        return effective_size(weight[chosen]) >= _COMPARED
+
     for kind, names in (("class", photographs.label), ("stratum", photographs.stratum)):
         members = parts(names)
-        rates[kind] = {
-            part: {"passed": float(passed[chosen].mean()), "n": int(chosen.sum())} for part, chosen in members.items()
-        }
-        compared = [part for part, chosen in members.items() if _COMPARED <= chosen.sum() <= len(passed) - _COMPARED]
+        rates[kind] = {part: {"passed": share(chosen), "n": int(chosen.sum())} for part, chosen in members.items()}
+        compared = [part for part, chosen in members.items() if enough(chosen) and enough(~chosen)]
         for part in compared:
             chosen = members[part]
             others = np.asarray([name is not None for name in names]) & ~chosen
-            if others.sum() < _COMPARED:
+            if not enough(others):
                 continue
-            difference = float(passed[chosen].mean() - passed[others].mean())
+            difference = share(chosen) - share(others)
             interval = _difference(
                 photographs, passed, chosen, others, 1 - 0.05 / len(compared), seed, f"{kind} {part}"
             )
             if abs(difference) >= _NOTABLE and interval and (interval[0] > 0 or interval[1] < 0):
                 warnings.append(
-                    f"{kind} {part}: {passed[chosen].mean():.0%} of {int(chosen.sum())} pass, of the others "
-                    f"{passed[others].mean():.0%}: the gate treats it differently; look whether its photographs are "
+                    f"{kind} {part}: {share(chosen):.0%} of {int(chosen.sum())} pass, of the others "
+                    f"{share(others):.0%}: the gate treats it differently; look whether its photographs are "
                     f"{'better' if difference > 0 else 'worse'} or the methods only take them for it"
                 )
     return rates, warnings
@@ -154,7 +167,7 @@ def pass_rates(photographs: Photographs, passed: Booleans, seed: int) -> tuple[d
 def _difference(
     photographs: Photographs, passed: Booleans, a: Booleans, b: Booleans, level: float, seed: int, purpose: str
 ) -> tuple[float, float] | None:
-    columns = np.stack([a, a & passed, b, b & passed], axis=1)
+    columns = photographs.weight[:, None] * np.stack([a, a & passed, b, b & passed], axis=1)
     sums = group_sums(columns, photographs.group, photographs.groups)
 
     def read(totals: Floats) -> Floats:
@@ -167,10 +180,16 @@ def _difference(
 # ---- how the votes agree ---------------------------------------------------------------------------------
 
 
-def agreement(low: Mapping[str, Booleans], votes_needed: int) -> dict[str, Any]:
+def agreement(low: Mapping[str, Booleans], votes_needed: int, weight: Floats | None = None) -> dict[str, Any]:
     """How the voters agree: pairwise share and Cohen's kappa, the share where all agree, and each one's pivotal share,
-    that is of photographs whose decision would turn with its vote."""
+    that is of photographs whose decision would turn with its vote. low: (N,) by voter; weight: (N,) of the
+    photographs, None where all weigh alike."""
     from sklearn.metrics import cohen_kappa_score
+
+    weight = None if weight is None or alike(weight) else weight
+
+    def share(chosen: Booleans) -> float:
+        return float(np.average(chosen, weights=weight))
 
     names = list(low)
     total = np.sum(list(low.values()), axis=0) if names else np.zeros(0)
@@ -178,12 +197,12 @@ def agreement(low: Mapping[str, Booleans], votes_needed: int) -> dict[str, Any]:
     for number, a in enumerate(names):
         for b in names[number + 1 :]:
             both = len(np.unique(low[a])) > 1 or len(np.unique(low[b])) > 1
-            kappa = float(cohen_kappa_score(low[a], low[b])) if both else None
-            pairs.append({"a": a, "b": b, "agreement": float(np.mean(low[a] == low[b])), "kappa": kappa})
+            kappa = float(cohen_kappa_score(low[a], low[b], sample_weight=weight)) if both else None
+            pairs.append({"a": a, "b": b, "agreement": share(low[a] == low[b]), "kappa": kappa})
     return {
         "pairs": pairs,
-        "pivotal": {name: float(np.mean(total - low[name] == votes_needed - 1)) for name in names},
-        "unanimous": float(np.mean((total == 0) | (total == len(names)))) if names else None,
+        "pivotal": {name: share(total - low[name] == votes_needed - 1) for name in names},
+        "unanimous": share((total == 0) | (total == len(names))) if names else None,
     }
 
 
@@ -198,7 +217,7 @@ def confident_errors(
     Sure: top1 of .8 or more, or, where that isn't known, at most .2 for the labelled class. Good: passed without a
     low vote, and in the better half by the methods' mean rank. Surest first, at most 50.
     """
-    ranks = [_percent_rank(oriented(photographs, fit)) for fit in fits]
+    ranks = [_percent_rank(oriented(photographs, fit), photographs.weight) for fit in fits]
     mean_rank = np.mean(ranks, axis=0)
     known = ~np.isnan(photographs.top1)
     sure = np.where(known, photographs.top1 >= CONFIDENT, photographs.confidence <= 1 - CONFIDENT)
@@ -219,7 +238,5 @@ def confident_errors(
     ]
 
 
-def _percent_rank(values: Floats) -> Floats:
-    from scipy.stats import rankdata
-
-    return np.asarray(rankdata(values) / len(values), dtype=np.float64)
+def _percent_rank(values: Floats, weight: Floats) -> Floats:
+    return np.asarray((mass_below(values, weight) + weight / 2) / weight.sum(), dtype=np.float64)

@@ -18,6 +18,9 @@ from qualitygate.tables.scores import SKIPPED_LAZY
 FORMAT = "qualitygate-gate"
 VERSION = 1
 FILE = "gate.json"
+# Of a store of gates (gate_store): the folder in a nightly job's output, and the file that names the one in force.
+FOLDER = "gates"
+HISTORY = "history.json"
 
 Policy = Literal["reject", "pass", "abstain"]
 Votes = npt.NDArray[np.int8]
@@ -204,12 +207,14 @@ def parse(content: Mapping[str, Any], name: str) -> Gate:
 
 
 def load(location: str, role: str = "--gate") -> Gate:
-    """The gate of a file, or of the folder that holds it; ConfigurationError with the remedy when it is none."""
+    """The gate of a file, of the folder that holds it, or the one in force of a store or of a nightly job's output.
+
+    Raises ConfigurationError with the remedy when it is none.
+    """
     location = storage.check_location(location, role)
     name = f"{role} {storage.redact(location)!r}"
     try:
-        uri = storage.join(location, FILE) if storage.is_folder(location) else location
-        data = storage.read_bytes(uri)
+        data = storage.read_bytes(_file_of(location) if storage.is_folder(location) else location)
     except (ImageError, OSError) as error:
         reason = error.failure.message if isinstance(error, ImageError) else storage.redact(str(error))
         raise ConfigurationError(f"{name} can't be read: {reason}") from error
@@ -222,6 +227,20 @@ def load(location: str, role: str = "--gate") -> Gate:
             f"{name} is no JSON ({error}); restore it, or run 'qualitygate calibrate' again"
         ) from error
     return parse(content, name)
+
+
+def _file_of(folder: str) -> str:
+    """Where in a folder the gate lies: itself, or by the history of a store, under the id in force."""
+    for store in (folder, storage.join(folder, FOLDER)):
+        data = storage.read_bytes(storage.join(store, HISTORY))
+        if data is not None:
+            try:
+                return storage.join(store, str(json.loads(data)["current"]), FILE)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigurationError(
+                    f"{storage.redact(storage.join(store, HISTORY))!r} is damaged ({error}); restore it from a backup"
+                ) from error
+    return storage.join(folder, FILE)
 
 
 def dump(content: Mapping[str, Any]) -> bytes:

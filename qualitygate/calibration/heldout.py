@@ -1,7 +1,8 @@
 """What the gate buys on photographs of groups that it wasn't made from: repeated grouped cross-fitting.
 
 In each fold all that is chosen from data (transforms, cut-offs, who may vote, the best single method, the logistic
-combination) is chosen on the other folds. Rivals then reject exactly as many photographs of the fold as the gate did.
+combination) is chosen on the other folds. Rivals then reject exactly as many photographs of the fold as the gate did,
+or, where photographs have weights, as much weight.
 
 Suffixes: N photographs, R repeats, G groups, B replicates.
 """
@@ -24,6 +25,7 @@ from qualitygate.calibration.statistics import (
     bootstrap,
     generator,
     group_sums,
+    mass_below,
     symmetric_interval,
 )
 
@@ -70,12 +72,21 @@ def plan(photographs: Photographs, folds: int, repeats: int, seed: int) -> Plan 
 class Outcome:
     """What held-out photographs met. accepted, place: by contestant, (R, N): the share of each photograph that it
     accepts (fractions where it can't tell ties apart), and its place in the fold, higher is better. undefined: share
-    of the folds in which a method had no cut-off; undecided: in which the gate couldn't decide and all passed."""
+    of the folds in which a method had no cut-off; undecided: in which the gate couldn't decide and all passed.
+    decided: (R, N) whether it could in the photograph's fold."""
 
     accepted: Mapping[str, Floats]
     place: Mapping[str, Floats]
     undefined: Mapping[str, float]
     undecided: float
+    decided: Booleans
+
+    def passed(self) -> Floats:
+        """(N,) share of the repeats in which the gate passed each photograph, of those in which it could decide on it;
+        NaN where in none."""
+        with np.errstate(invalid="ignore"):
+            shares: Floats = (self.accepted[GATE] * self.decided).sum(axis=0) / self.decided.sum(axis=0)
+        return shares
 
 
 def cross_fit(
@@ -95,6 +106,7 @@ def cross_fit(
     accepted = {name: np.ones(shape) for name in names}
     place = {name: np.full(shape, 0.5) for name in names}
     undefined = dict.fromkeys(photographs.scores, 0)
+    decided = np.zeros(shape, dtype=np.bool_)
     folds, undecided = 0, 0
     for repeat, number, train, test in _walk(plan):
         learned = photographs.take(train)
@@ -109,6 +121,7 @@ def cross_fit(
         seen = photographs.take(test)
         voting = voters(fits, allow_fallback)
         undecided += len(voting) < votes_needed
+        decided[repeat, test] = len(voting) >= votes_needed
         low = votes_low(seen, voting) if len(voting) >= votes_needed else np.zeros(len(test), dtype=np.int64)
         passed = low < votes_needed
         preferences = {
@@ -120,14 +133,16 @@ def cross_fit(
         if top1 is not None:
             preferences["top1"] = top1[test]
         for name, preference in preferences.items():
-            place[name][repeat, test] = _places(preference)
-            accepted[name][repeat, test] = passed if name == GATE else accept(preference, int(passed.sum()))
+            place[name][repeat, test] = _places(preference, seen.weight)
+            kept = float(seen.weight[passed].sum())
+            accepted[name][repeat, test] = passed if name == GATE else accept(preference, kept, seen.weight)
         advance()
     return Outcome(
         accepted=accepted,
         place=place,
         undefined={name: count / folds for name, count in undefined.items()},
         undecided=undecided / folds,
+        decided=decided,
     )
 
 
@@ -160,7 +175,7 @@ def oriented(photographs: Photographs, fit: Fit) -> Floats:
 
 def _gate_order(photographs: Photographs, low: Integers, fits: list[Fit]) -> Floats:
     """Few low votes first, then the mean of the voters' ranks."""
-    mean = np.mean([_places(oriented(photographs, fit)) for fit in fits], axis=0)
+    mean = np.mean([_places(oriented(photographs, fit), photographs.weight) for fit in fits], axis=0)
     return np.asarray(mean - low, dtype=np.float64)  # ranks lie within (0, 1): votes come first
 
 
@@ -186,24 +201,30 @@ def _logistic(learned: Photographs, seen: Photographs, fits: Mapping[str, Fit]) 
         return np.zeros(len(seen))
     train, test = (np.stack([column[which] for column in columns], axis=1) for which in (0, 1))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    model.fit(train, learned.correct)
+    steps = list(model.named_steps) if learned.weighted else []
+    model.fit(train, learned.correct, **{f"{step}__sample_weight": learned.weight for step in steps})
     return np.asarray(model.decision_function(test), dtype=np.float64)
 
 
-def _places(preference: Floats) -> Floats:
+def _places(preference: Floats, weight: Floats) -> Floats:
     """(N,) places in (0, 1) by preference, ties in the middle of theirs."""
-    from scipy.stats import rankdata
-
-    return np.asarray((rankdata(preference) - 0.5) / len(preference), dtype=np.float64)
+    return np.asarray(mass_below(preference, weight) / weight.sum(), dtype=np.float64)
 
 
-def accept(preference: Floats, number: int) -> Floats:
-    """(N,) the share of each photograph among the `number` preferred ones; ties share what is left."""
-    if number <= 0:
+def accept(preference: Floats, mass: float, weight: Floats | None = None) -> Floats:
+    """(N,) the share of each photograph among the preferred ones of this weight; ties share what is left.
+
+    weight: (N,), None where each photograph weighs 1 and the mass is their number.
+    """
+    if mass <= 0:
         return np.zeros(len(preference))
-    limit = np.sort(preference)[::-1][number - 1]
+    weight = np.ones(len(preference)) if weight is None else weight
+    order = np.argsort(-preference, kind="stable")
+    last = min(int(np.searchsorted(np.cumsum(weight[order]), mass)), len(order) - 1)
+    limit = preference[order[last]]
     above, tied = preference > limit, preference == limit
-    return np.where(above, 1.0, np.where(tied, (number - above.sum()) / tied.sum(), 0.0))
+    share = min((mass - weight[above].sum()) / weight[tied].sum(), 1.0)
+    return np.where(above, 1.0, np.where(tied, share, 0.0))
 
 
 # ---- figures ---------------------------------------------------------------------------------------------
@@ -217,9 +238,9 @@ def figures(photographs: Photographs, outcome: Outcome, plan: Plan, *, replicate
     """
     names = list(outcome.accepted)
     shares = [outcome.accepted[name].mean(axis=0) for name in names]
-    right = photographs.correct.astype(np.float64)
+    right, weight = photographs.correct.astype(np.float64), photographs.weight
     columns = [np.ones(len(right)), right, *(part for share in shares for part in (share, share * right))]
-    sums = group_sums(np.stack(columns, axis=1), photographs.group, photographs.groups)
+    sums = group_sums(weight[:, None] * np.stack(columns, axis=1), photographs.group, photographs.groups)
 
     def read(totals: Floats) -> Floats:
         """(B, figures): coverage, precision, recall, accuracy passed and rejected, each contestant's accuracy."""
@@ -242,7 +263,7 @@ def figures(photographs: Photographs, outcome: Outcome, plan: Plan, *, replicate
     ]
     comparison = []
     for number, name in enumerate(names):
-        curve = risk_coverage(outcome.place[name], photographs.correct)
+        curve = risk_coverage(outcome.place[name], photographs.correct, weight)
         comparison.append(
             {
                 "name": name,
@@ -258,7 +279,7 @@ def figures(photographs: Photographs, outcome: Outcome, plan: Plan, *, replicate
         "coverage": estimates[0],
         "precision": estimates[1],
         "recall": estimates[2],
-        "accuracy_all": float(photographs.correct.mean()),
+        "accuracy_all": float(np.average(right, weights=weight)),
         "accuracy_passed": estimates[3],
         "accuracy_rejected": estimates[4],
         "comparison": comparison,
@@ -274,14 +295,15 @@ def _estimate(value: float, drawn: Floats, groups: int, *, signed: bool) -> dict
     return {"mean": value, "interval": list(interval) if interval else None}
 
 
-def risk_coverage(place: Floats, correct: Booleans) -> dict[str, Any]:
+def risk_coverage(place: Floats, correct: Booleans, weight: Floats | None = None) -> dict[str, Any]:
     """Area under the curve of risk (share of wrong predictions) against coverage, and accuracy along it.
 
-    place: (R, N) places within the folds; photographs are accepted from the highest down, ties in proportion. The
-    area is the mean risk over all coverages, in [0, 1]; lower is better.
+    place: (R, N) places within the folds; photographs are accepted from the highest down, ties in proportion.
+    weight: (N,), None where all weigh alike. The area is the mean risk over all coverages, in [0, 1]; lower is better.
     """
     fine = np.arange(1, _FINE + 1) / _FINE
-    accuracy = np.mean([_accuracies(one, correct, fine) for one in place], axis=0)
+    weight = np.ones(len(correct)) if weight is None else weight
+    accuracy = np.mean([_accuracies(one, correct, weight, fine) for one in place], axis=0)
     shown = slice(_FINE // _COVERAGES - 1, None, _FINE // _COVERAGES)
     return {
         "aurc": float(np.mean(1 - accuracy)),
@@ -289,14 +311,14 @@ def risk_coverage(place: Floats, correct: Booleans) -> dict[str, Any]:
     }
 
 
-def _accuracies(place: Floats, correct: Booleans, coverages: Floats) -> Floats:
+def _accuracies(place: Floats, correct: Booleans, weight: Floats, coverages: Floats) -> Floats:
     """Accuracy of the share of photographs with the highest places, for each coverage."""
     order = np.argsort(-place, kind="stable")
     ordered = place[order]
-    last = np.flatnonzero(np.concatenate([ordered[1:] != ordered[:-1], [True]])) + 1
-    good = np.concatenate([[0], np.cumsum(correct[order])[last - 1]]).astype(np.float64)
-    accepted = coverages * len(place)
-    return np.asarray(np.interp(accepted, np.concatenate([[0], last]), good) / accepted, dtype=np.float64)
+    last = np.flatnonzero(np.concatenate([ordered[1:] != ordered[:-1], [True]]))
+    mass, good = (np.concatenate([[0.0], np.cumsum(values[order])[last]]) for values in (weight, weight * correct))
+    accepted = coverages * mass[-1]
+    return np.asarray(np.interp(accepted, mass, good) / accepted, dtype=np.float64)
 
 
 def top1_of(photographs: Photographs, two_classes: bool) -> tuple[Floats | None, str | None]:

@@ -16,7 +16,7 @@ from qualitygate.calibration.checks import READ
 from qualitygate.calibration.choice import Choice
 from qualitygate.calibration.kde import Direction
 from qualitygate.calibration.sources import EXTERNAL, Source
-from qualitygate.calibration.statistics import Booleans, Floats, Integers, codes
+from qualitygate.calibration.statistics import Booleans, Floats, Integers, alike, codes, sampling_weights
 from qualitygate.config import CalibrateConfig
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.tables import scores as tables
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Texts = npt.NDArray[np.object_]
+SAMPLING = "sampling_probability"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,8 @@ class Photographs:
     """The photographs to calibrate on, in order of image_id; arrays are (N,).
 
     group: numbers from 0; a photograph without a group is one of its own. top1: NaN where unknown. scores: raw, NaN
-    where a method has none. label, predicted, group_name, stratum, uri: None where unknown.
+    where a method has none. label, predicted, group_name, stratum, uri: None where unknown. probability: with which
+    each was drawn to be labelled, in (0, 1]; None where nobody says, which counts as all alike.
     """
 
     image_id: Texts
@@ -49,6 +51,7 @@ class Photographs:
     stratum: Texts
     uri: Texts
     scores: Mapping[str, Floats]
+    probability: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -58,11 +61,20 @@ class Photographs:
         """How many groups there are."""
         return int(self.group.max()) + 1
 
+    @property
+    def weighted(self) -> bool:
+        """Whether some stand for more photographs than others."""
+        return self.probability is not None and not alike(self.probability)
+
+    @property
+    def weight(self) -> Floats:
+        """(N,) how much each counts, 1 in the mean: the inverse of its probability; 1 for each where all are alike."""
+        return np.ones(len(self)) if self.probability is None else sampling_weights(self.probability)
+
     def take(self, chosen: Booleans | Integers) -> "Photographs":
         """Some of them; groups are numbered anew."""
-        parts: dict[str, Any] = {
-            one.name: getattr(self, one.name)[chosen] for one in fields(self) if one.name not in ("scores", "group")
-        }
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("scores", "group")}
+        parts: dict[str, Any] = {name: None if values is None else values[chosen] for name, values in own.items()}
         scores = {name: values[chosen] for name, values in self.scores.items()}
         return Photographs(**parts, group=codes(self.group[chosen]), scores=scores)
 
@@ -76,7 +88,8 @@ class Inputs:
     """Photographs, the methods' directions and fingerprints, and what was left out or is worth knowing.
 
     stratum: what divides the photographs, or None. two_classes: whether the classifier tells just two apart.
-    dropped: rows that were left out, by reason.
+    dropped: rows that were left out, by reason. sampling: the column whose inverse weighs the photographs; None where
+    there is none, or it says the same of all.
     """
 
     photographs: Photographs
@@ -88,6 +101,7 @@ class Inputs:
     two_classes: bool
     dropped: Mapping[str, int]
     warnings: tuple[str, ...]
+    sampling: str | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -117,7 +131,8 @@ def read(config: CalibrateConfig, robustness: Mapping[str, Any] | None = None) -
         directions = checks.directions(methods, fingerprints, config.directions)
         checks.check_scores(database, scores, methods)
         asked = config.stratum if config.stratum in predictions.columns else None
-        checks.read_predictions(database, predictions, scores, asked)
+        sampling = _sampling_column(config.sampling_column, predictions)
+        checks.read_predictions(database, predictions, scores, asked, sampling)
         stratum = config.stratum if asked else _stratum_of_scores(database, scores, predictions, config.stratum)
         rows = _joined(database, scores, methods, None if asked else stratum)
         failed = checks.count(database, f"SELECT count(*) FROM {READ} WHERE failed")
@@ -131,7 +146,7 @@ def read(config: CalibrateConfig, robustness: Mapping[str, Any] | None = None) -
     warnings: list[str] = []
     rows = _without_trained(rows, predictions, dropped, warnings, drop=config.drop_trained)
     rows = _without_skipped(rows, dropped, warnings)
-    photographs = _photographs(rows, methods)
+    photographs = _photographs(rows, methods, sampled=sampling is not None)
     _check_outcomes(photographs, predictions)
     for method in methods:
         if missing := int(np.isnan(photographs.scores[method]).sum()):
@@ -156,10 +171,19 @@ def read(config: CalibrateConfig, robustness: Mapping[str, Any] | None = None) -
         two_classes=_two_classes(photographs, record.get("classes")),
         dropped={reason: rows for reason, rows in dropped.items() if rows > 0},
         warnings=tuple(warnings),
+        sampling=sampling if photographs.weighted else None,
     )
 
 
 # ---- the join --------------------------------------------------------------------------------------------
+
+
+def _sampling_column(asked: str | None, predictions: Source) -> str | None:
+    """The column of the predictions that says how likely each was to be labelled, if there is one."""
+    if asked is not None:
+        predictions.require([asked], "name the sampling probability's column with --sampling-column, or leave that out")
+        return asked
+    return SAMPLING if SAMPLING in predictions.columns else None
 
 
 def _stratum_of_scores(
@@ -272,7 +296,7 @@ def _without_trained(
     return rows.filter(pa.array(~trained))
 
 
-def _photographs(rows: "pa.Table", methods: Sequence[str]) -> Photographs:
+def _photographs(rows: "pa.Table", methods: Sequence[str], *, sampled: bool) -> Photographs:
     def texts(name: str) -> Texts:
         return np.asarray(rows[name].to_pylist(), dtype=object)
 
@@ -295,6 +319,7 @@ def _photographs(rows: "pa.Table", methods: Sequence[str]) -> Photographs:
         stratum=texts("divided_by"),
         uri=texts("uri"),
         scores={method: numbers(f"m{number}") for number, method in enumerate(methods)},
+        probability=numbers("sampling") if sampled else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from qualitygate.calibration.statistics import Booleans, Floats, Integers, replicates
+from qualitygate.calibration.statistics import Booleans, Floats, Integers, alike, quantile, replicates
 from qualitygate.metrics import CATALOGUE
 
 Direction = Literal["higher", "lower"]
@@ -76,19 +76,20 @@ class Axis:
         return low, high
 
 
-def axis_of(method: str, raw: Floats, direction: Direction) -> Axis:
+def axis_of(method: str, raw: Floats, direction: Direction, weight: Floats | None = None) -> Axis:
     """The axis on which a method's scores are fitted.
 
     LAPV, LAPM and WAVS are positive and skewed: log, as long as no more than a tenth of the scores is 0. The other
     metrics of the catalogue are taken as they are. Columns that are no metric go on a log scale when all values are
-    positive and their skewness is 1 or more, which no change of unit alters.
+    positive and their skewness is 1 or more, which no change of unit alters. weight: (N,) of the photographs, for
+    that tenth and that skewness.
     """
     metric = CATALOGUE.get(method)
     transform: Transform = "identity"
     if method in LOG_SCALED:
-        if np.all(raw >= 0) and np.mean(raw == 0) <= MAX_SHARE_OF_ZEROS:
+        if np.all(raw >= 0) and np.average(raw == 0, weights=weight) <= MAX_SHARE_OF_ZEROS:
             transform = "log"
-    elif metric is None and np.all(raw > 0) and _skewness(raw) >= SKEWED:
+    elif metric is None and np.all(raw > 0) and _skewness(raw, weight) >= SKEWED:
         transform = "log"
     bounds = metric.range if metric is not None else (None, None)
     within = bounds[0] is not None and bounds[1] is not None and transform == "identity"
@@ -100,11 +101,17 @@ def axis_of(method: str, raw: Floats, direction: Direction) -> Axis:
     )
 
 
-def _skewness(raw: Floats) -> float:
+def _skewness(raw: Floats, weight: Floats | None) -> float:
     from scipy.stats import skew
 
     # Of a constant it is undefined, and scipy says so in a warning.
-    return float(skew(raw)) if len(raw) > 2 and np.ptp(raw) > 1e-9 * np.abs(raw).max() else 0.0
+    if len(raw) <= 2 or np.ptp(raw) <= 1e-9 * np.abs(raw).max():
+        return 0.0
+    if weight is None or alike(weight):
+        return float(skew(raw))
+    centred = raw - np.average(raw, weights=weight)
+    squares, cubes = (np.average(centred**power, weights=weight) for power in (2, 3))
+    return float(cubes / squares**1.5)
 
 
 # ---- one density -----------------------------------------------------------------------------------------
@@ -114,16 +121,23 @@ class Density:
     """Gaussian kernel density of one class on the quality axis, as scipy.stats.gaussian_kde fits it.
 
     Infinite qualities (a score of 0 on a log scale) count in the mass and have no place on the axis: the density
-    integrates to the share of the others. Raises DegenerateScoresError where there is no density.
+    integrates to the share of the others. weight: (N,) of the photographs; the bandwidth's rule then takes their
+    effective size for their number, and their weighted variance. Raises DegenerateScoresError where there is no
+    density.
     """
 
-    def __init__(self, quality: Floats, rule: Rule, ends: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self, quality: Floats, rule: Rule, ends: tuple[float, float] | None = None, weight: Floats | None = None
+    ) -> None:
         from scipy.stats import gaussian_kde
 
-        self.values = quality[np.isfinite(quality)]
-        check_spread(self.values)
-        self._share = len(self.values) / len(quality)
-        self._kernel = gaussian_kde(self.values, bw_method=rule)
+        finite = np.isfinite(quality)
+        self.values = quality[finite]
+        own = None if weight is None or alike(weight[finite]) else weight[finite]
+        check_spread(self.values, own)
+        self._share = float(np.average(finite, weights=weight))
+        self._kernel = gaussian_kde(self.values, bw_method=rule, weights=own)
+        self._weight = None if own is None else own / own.mean()
         self._ends = ends
 
     @property
@@ -150,7 +164,8 @@ class Density:
         for begin in range(0, len(places), portion):
             exponents = -0.5 * ((places[begin : begin + portion, None] - self.values) / width) ** 2
             largest = exponents.max(axis=1)
-            sums.append(largest + np.log(np.exp(exponents - largest[:, None]).sum(axis=1)))
+            terms = np.exp(exponents - largest[:, None])
+            sums.append(largest + np.log((terms if self._weight is None else terms * self._weight).sum(axis=1)))
         return np.concatenate(sums) - np.log(number * width * np.sqrt(2 * np.pi))
 
     def __call__(self, quality: npt.ArrayLike) -> Floats:
@@ -166,15 +181,16 @@ class Density:
         return float(mass * self._share)
 
 
-def check_spread(values: Floats) -> None:
-    """DegenerateScoresError unless the values differ enough to have a density."""
-    distinct, times = np.unique(values, return_counts=True)
+def check_spread(values: Floats, weight: Floats | None = None) -> None:
+    """DegenerateScoresError unless the values (N,), of these weights, differ enough to have a density."""
+    distinct, place = np.unique(values, return_inverse=True)
+    mass = np.bincount(place, weights=weight)
     if len(distinct) < MIN_DISTINCT:
         raise DegenerateScoresError(
             "the scores are constant" if len(distinct) == 1 else f"its scores have {len(distinct)} different values"
         )
-    if times.max() > len(values) / 2:
-        share = times.max() / len(values)
+    share = mass.max() / mass.sum()
+    if share > 0.5:
         raise DegenerateScoresError(f"{share:.0%} of the scores are one value")
     if np.ptp(values) <= 1e-9 * np.abs(values).max():
         raise DegenerateScoresError("the scores are constant but for rounding")
@@ -191,16 +207,22 @@ class Crossing:
     falling: bool
 
 
-def search_range(wrong: Floats, right: Floats) -> tuple[float, float] | None:
+def search_range(
+    wrong: Floats, right: Floats, wrong_weight: Floats | None = None, right_weight: Floats | None = None
+) -> tuple[float, float] | None:
     """Where the line is sought: from the 5 % quantile of wrong predictions to the 75 % quantile of right ones.
 
     It holds the stretch between the two modes, which themselves won't do as ends: the mode of few wrong predictions
     jumps, and it lies among the right ones where most errors have another cause than quality. Beyond it one of the
     densities is its tail, and crossings are chance. None when the wrong ones' quality isn't the lower.
     """
-    low = float(np.quantile(wrong[np.isfinite(wrong)], 0.05))
-    high = float(np.quantile(right[np.isfinite(right)], 0.75))
+    low, high = (_finite_quantile(*of) for of in ((wrong, wrong_weight, 0.05), (right, right_weight, 0.75)))
     return (low, high) if low < high else None
+
+
+def _finite_quantile(quality: Floats, weight: Floats | None, share: float) -> float:
+    finite = np.isfinite(quality)
+    return float(quantile(quality[finite], share, (np.ones(len(quality)) if weight is None else weight)[finite]))
 
 
 def crossings(wrong: Density, right: Density, low: float, high: float, log_odds: float = 0.0) -> list[Crossing]:
@@ -244,7 +266,7 @@ class Replicates:
 
 
 class _Binned:
-    """One class's scores by group on a grid, whose densities are smoothed for many replicates at once.
+    """One class's weighted scores by group on a grid, whose densities are smoothed for many replicates at once.
 
     Linear binning and a Fourier transform: within 1e-4 of the kernel density's largest value (tested).
     """
@@ -252,6 +274,7 @@ class _Binned:
     def __init__(
         self,
         quality: Floats,
+        weight: Floats,
         group: Integers,
         groups: int,
         places: Floats,
@@ -261,27 +284,28 @@ class _Binned:
         from scipy.sparse import csr_array
 
         finite = np.isfinite(quality)
-        self._mass = np.bincount(group, minlength=groups).astype(np.float64)
+        self._mass = np.bincount(group, weights=weight, minlength=groups).astype(np.float64)
         self._rule = rule
-        values, owner = quality[finite], group[finite]
-        self._centre = float(values.mean())
+        values, weight, owner = quality[finite], weight[finite], group[finite]
+        self._centre = float(np.average(values, weights=weight))
         moved = values - self._centre
         self._moments = np.stack(
-            [np.bincount(owner, weights=moved**power, minlength=groups) for power in (0, 1, 2)], axis=1
+            [np.bincount(owner, weights=weight * moved**power, minlength=groups) for power in (0, 1, 2)], axis=1
         )
+        self._squared = np.bincount(owner, weights=weight**2, minlength=groups)
         if ends is not None:
             values = np.concatenate([values, 2 * ends[0] - values, 2 * ends[1] - values])
-            owner = np.tile(owner, 3)
+            weight, owner = np.tile(weight, 3), np.tile(owner, 3)
         step = places[1] - places[0]
         position = (values - places[0]) / step
         # What lies outside the grid is further from the range of interest than kernels reach.
         inside = (position >= 0) & (position < len(places) - 1)
-        position, owner = position[inside], owner[inside]
+        position, weight, owner = position[inside], weight[inside], owner[inside]
         lower = position.astype(np.int64)
         upper_share = position - lower
         self._cells = csr_array(
             (
-                np.concatenate([1 - upper_share, upper_share]),
+                np.concatenate([weight * (1 - upper_share), weight * upper_share]),
                 (np.concatenate([lower, lower + 1]), np.concatenate([owner, owner])),
             ),
             shape=(len(places), groups),
@@ -289,15 +313,18 @@ class _Binned:
         self._step = step
 
     def mass(self, drawn: Floats) -> Floats:
-        """(B,) photographs in each replicate."""
+        """(B,) weight of the photographs in each replicate."""
         return drawn @ self._mass
 
     def densities(self, drawn: Floats) -> Floats:
         """(B, cells) densities of the replicates; zero where a replicate has none."""
         number, total, squares = (drawn @ self._moments).T
         with np.errstate(divide="ignore", invalid="ignore"):
-            variance = (squares - total**2 / number) / (number - 1)
-            factor = number**-0.2 if self._rule == "scott" else (number * 0.75) ** -0.2
+            # As gaussian_kde has it with weights; a photograph drawn twice counts twice.
+            squared = drawn @ self._squared
+            variance = (squares - total**2 / number) / (number - squared / number)
+            size = number**2 / squared
+            factor = size**-0.2 if self._rule == "scott" else (size * 0.75) ** -0.2
             width = np.sqrt(np.maximum(variance, 0)) * factor
             counts = (self._cells @ drawn.T).T / (self.mass(drawn) * self._step)[:, None]
         usable = np.isfinite(width) & (width > 0)
@@ -320,20 +347,27 @@ def bootstrap_crossings(
     ends: tuple[float, float] | None,
     count: int,
     rng: np.random.Generator,
+    weight: Floats | None = None,
 ) -> Replicates:
     """The crossing within a fixed range in replicates of the clustered bootstrap, bandwidths fitted in each.
 
-    quality, correct, group: (N,).
+    quality, correct, group, weight: (N,). In a replicate a photograph weighs its weight times the draws of its group.
     """
     groups = int(group.max()) + 1
+    weight = np.ones(len(quality)) if weight is None else weight
     finite = np.isfinite(quality)
-    widths = [Density(quality[finite & chosen], rule).bandwidth for chosen in (correct, ~correct)]
+    widths = [
+        Density(quality[finite & chosen], rule, weight=weight[finite & chosen]).bandwidth
+        for chosen in (correct, ~correct)
+    ]
     reach = 8 * max(widths)
     cells = _CELLS
     while cells < _MOST_CELLS and (within[1] - within[0] + 2 * reach) / cells > min(widths) / 4:
         cells *= 2
     places = np.linspace(within[0] - reach, within[1] + reach, cells)
-    binned = [_Binned(quality[kind], group[kind], groups, places, rule, ends) for kind in (~correct, correct)]
+    binned = [
+        _Binned(quality[kind], weight[kind], group[kind], groups, places, rule, ends) for kind in (~correct, correct)
+    ]
     inside = np.flatnonzero((places >= within[0]) & (places <= within[1]))
     shown = slice(max(int(inside[0]) - 1, 0), int(inside[-1]) + 2)
     chosen, single = [], []

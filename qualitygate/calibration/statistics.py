@@ -30,6 +30,49 @@ def codes(labels: Sequence[Any] | npt.NDArray[Any]) -> Integers:
     return np.unique(np.asarray(labels), return_inverse=True)[1].astype(np.int64)
 
 
+# ---- sampling weights ------------------------------------------------------------------------------------
+
+
+def sampling_weights(probability: Floats) -> Floats:
+    """(N,) weights of mean 1, inverse to the probabilities in (0, 1] of being labelled; exactly 1 where all are alike.
+
+    Weighted so, a sample stands for the population that it was drawn from (Horvitz & Thompson 1952; with the mean
+    taken out, Hajek 1971).
+    """
+    if alike(probability):
+        return np.ones(len(probability))
+    weight = 1 / probability
+    return np.asarray(weight / weight.mean(), dtype=np.float64)
+
+
+def alike(weight: Floats) -> bool:
+    """Whether no weight differs from another, so that they mean nothing."""
+    return not len(weight) or bool(weight.min() == weight.max())
+
+
+def effective_size(weight: Floats) -> float:
+    """(sum w)^2 / sum w^2, in [1, N], 0 of none: photographs of equal weight that tell a mean as well (Kish 1965)."""
+    return float(len(weight) if alike(weight) else weight.sum() ** 2 / (weight**2).sum())
+
+
+def mass_below(values: Floats, weight: Floats) -> Floats:
+    """(N,) weight of all with a smaller value, and half the weight of those with the same: where all weigh 1, the
+    mean rank less a half."""
+    place = np.unique(values, return_inverse=True)[1]
+    own = np.bincount(place, weights=weight)
+    return np.asarray((np.cumsum(own) - own / 2)[place], dtype=np.float64)
+
+
+def quantile(values: Floats, shares: float | Sequence[float], weight: Floats) -> Floats:
+    """Values below which these shares of the weight lie; numpy's default where all weigh alike.
+
+    With weights there is no interpolation, so that a whole weight of k is k copies.
+    """
+    if alike(weight):
+        return np.asarray(np.quantile(values, shares), dtype=np.float64)
+    return np.asarray(np.quantile(values, shares, weights=weight, method="inverted_cdf"), dtype=np.float64)
+
+
 # ---- bootstrap -------------------------------------------------------------------------------------------
 
 
@@ -103,13 +146,7 @@ def auroc(quality: Floats, correct: Booleans) -> float:
     from sklearn.metrics import roc_auc_score
 
     # Ranks carry all there is to it, and make infinities (a score of 0 on a log scale) harmless.
-    return float(roc_auc_score(correct, _ranks(quality)))
-
-
-def _ranks(values: Floats) -> Floats:
-    from scipy.stats import rankdata
-
-    return np.asarray(rankdata(values), dtype=np.float64)
+    return float(roc_auc_score(correct, mass_below(quality, np.ones(len(quality)))))
 
 
 def strata_of_sizes(sizes: Integers) -> list[Integers]:
@@ -157,26 +194,36 @@ def permuted_labels(
 
 
 def separation(
-    quality: Floats, correct: Booleans, group: Integers, permutations: int, rng: np.random.Generator
+    quality: Floats,
+    correct: Booleans,
+    group: Integers,
+    permutations: int,
+    rng: np.random.Generator,
+    weight: Floats | None = None,
 ) -> tuple[float, float]:
     """(AUROC, p-value): does higher quality go with right predictions? One-sided, by `permuted_labels`.
 
-    p is (1 + permutations with as large an AUROC) / (1 + permutations), in (0, 1].
+    weight: (N,) of the photographs, None where all weigh alike. They weigh the pairs of the AUROC, and stay with the
+    qualities when labels move: labels that are independent of quality are so in the sample too, as long as being
+    labelled depends on scores alone. p is (1 + permutations with as large an AUROC) / (1 + permutations), in (0, 1].
     """
-    ranks = _ranks(quality)
-    observed = _auroc_of_ranks(ranks, correct)
+    weight = np.ones(len(quality)) if weight is None else weight
+    weighted = weight * mass_below(quality, weight)
+    observed = _auroc_of_masses(weighted, weight, correct)
     as_large = 0
     for labels in permuted_labels(correct, group, permutations, rng):
         # Repeated lists may leave no label of one kind: no separation either way.
-        value = _auroc_of_ranks(ranks, labels) if 0 < np.count_nonzero(labels) < len(labels) else 0.5
+        value = _auroc_of_masses(weighted, weight, labels) if 0 < np.count_nonzero(labels) < len(labels) else 0.5
         as_large += value >= observed - 1e-12
     return observed, (1 + as_large) / (1 + permutations)
 
 
-def _auroc_of_ranks(ranks: Floats, correct: Booleans) -> float:
-    right = int(np.count_nonzero(correct))
-    wrong = len(correct) - right
-    return float((ranks[correct].sum() - right * (right + 1) / 2) / (right * wrong))
+def _auroc_of_masses(weighted: Floats, weight: Floats, correct: Booleans) -> float:
+    """weighted: each photograph's weight times `mass_below`."""
+    right = float(weight[correct].sum())
+    wrong = float(weight[~correct].sum())
+    # Of the pairs among right predictions themselves half the weight counts, whatever their order.
+    return float((weighted[correct].sum() - right**2 / 2) / (right * wrong))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

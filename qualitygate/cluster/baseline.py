@@ -255,7 +255,7 @@ def _on_ray(
         labels=np.array([position[label] for label in table["label"].to_pylist()], dtype=np.int64),
         train=split.train,
         evaluation=split.evaluation,
-        mailbox=Mailbox.remote(),  # type: ignore[attr-defined]
+        mailbox=Mailbox.options(scheduling_strategy=session.beside_driver()).remote(),  # type: ignore[attr-defined]
     )
     place = storage.join(output, WORK)
     checkpoint = fitting.fit(work, place, workers=config.workers, on_gpu=on_gpu, progress=progress)

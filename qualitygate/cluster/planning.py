@@ -13,6 +13,7 @@ from qualitygate.calibration import lazy
 from qualitygate.calibration.gate import Gate
 from qualitygate.cluster import session
 from qualitygate.cluster.measurement import Cost
+from qualitygate.cluster.pending import MOST_TASKS
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ConfigurationError
 from qualitygate.images.decode import DecodePolicy
@@ -217,10 +218,10 @@ def worth_measuring(config: ScoreConfig, rows: int) -> bool:
 
 
 def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: int, cost: Cost | None = None) -> Pool:
-    """Workers for every core, or as many as the GPUs allow, and always a CPU left for the tasks that feed them.
+    """Workers for every core, or as many as the GPUs allow, and a CPU left for what Ray runs before they start.
 
-    Without that CPU a Ray Data pipeline waits silently for ever. cost: of a photograph, where it was measured; it
-    decides how long tasks are and how many photographs are fetched ahead.
+    cost: of a photograph, where it was measured; it decides how long tasks are and how many photographs are fetched
+    ahead.
     """
     if cluster.cpus < 2:
         raise ConfigurationError(
@@ -276,7 +277,9 @@ def _task(config: ScoreConfig, batch: int, rows: int, workers: int, cost: Cost |
     else:
         return batch
     # At the end workers wait for the last task: so tasks are several for each.
-    return max(1, min(wanted, _MAX_TASK, config.commit_rows, math.ceil(rows / (4 * workers))))
+    bounded = max(1, min(wanted, _MAX_TASK, config.commit_rows, math.ceil(rows / (4 * workers))))
+    # Of millions of photographs, no more tasks than start in half a minute.
+    return max(bounded, math.ceil(rows / MOST_TASKS))
 
 
 def _prefetch(cost: Cost | None, decoders: int) -> int | None:

@@ -4,7 +4,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -114,10 +115,12 @@ def _predicted(
         blocks = []
         progress.start(total=rows, done=0)
         try:
-            for block in _blocks(config, classifier, photographs, pool, on_gpu=on_gpu):
-                errors = block.num_rows - block["error_code"].null_count
-                progress.advance(rows=block.num_rows, errors=errors)
-                blocks.append(block)
+            # Closed before Ray is shut down: its executor, still at work then, may end this process without a word.
+            with closing(_blocks(config, classifier, photographs, pool, on_gpu=on_gpu)) as arriving:
+                for block in arriving:
+                    errors = block.num_rows - block["error_code"].null_count
+                    progress.advance(rows=block.num_rows, errors=errors)
+                    blocks.append(block)
         except QualityGateError:
             raise
         except Exception as error:
@@ -149,7 +152,7 @@ def plan_pool(config: PredictConfig, cluster: session.Cluster, rows: int, *, on_
 
 def _blocks(
     config: PredictConfig, classifier: record.Classifier, photographs: pa.Table, pool: Pool, *, on_gpu: bool
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """Rows as they come out of the pool, in any order, with their `position`."""
     import ray
     import ray.data
@@ -162,7 +165,9 @@ def _blocks(
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     state = ray.put({name: value.numpy() for name, value in classifier.state.items()})
-    journal = CrashJournal.remote()  # type: ignore[attr-defined]
+    journal = CrashJournal.options(  # type: ignore[attr-defined]
+        scheduling_strategy=session.beside_driver()
+    ).remote()
     task = Task(
         architecture=classifier.architecture,
         classes=classifier.classes,

@@ -10,7 +10,8 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +23,7 @@ from qualitygate.calibration import choice, correlation, samples, series_picture
 from qualitygate.calibration.correlation import BLUR
 from qualitygate.calibration.samples import Sample, Samples
 from qualitygate.cluster import planning, session
+from qualitygate.cluster.fitting import reason_of
 from qualitygate.config import RobustnessConfig, ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, Interrupted, QualityGateError
 from qualitygate.images.augment import Interpolation
@@ -122,17 +124,17 @@ def _scored(
         pool = planning.plan_pool(scored_like, plan, cluster, len(found.samples))
         progress.start(total=sum(len(sample.shots) for sample in found.samples), done=0)
         try:
-            for result in _results(config, plan, found, second, pool, worker):
-                arrived[result["position"]] = result
-                shots = len(found.samples[result["position"]].shots)
-                progress.advance(rows=shots, errors=len(result["errors"]) if result["usable"] else shots)
+            # Closed before Ray is shut down: its executor, still at work then, may end this process without a word.
+            with closing(_results(config, plan, found, second, pool, worker)) as results:
+                for result in results:
+                    arrived[result["position"]] = result
+                    shots = len(found.samples[result["position"]].shots)
+                    progress.advance(rows=shots, errors=len(result["errors"]) if result["usable"] else shots)
         except QualityGateError:
             raise
         except Exception as error:
-            lines = str(error).strip().splitlines()
-            reason = lines[-1][:300] if lines else type(error).__name__
             raise QualityGateError(
-                f"the Ray pipeline failed: {storage.redact(reason)}; nothing was written, run the same command again"
+                f"the Ray pipeline failed: {reason_of(error)}; nothing was written, run the same command again"
             ) from error
         finally:
             progress.stop()
@@ -148,7 +150,7 @@ def _results(
     second: Interpolation | None,
     pool: planning.Pool,
     worker: type | None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     import ray.data
 
     from qualitygate.cluster.variants import SAMPLES, VALUES, Attempts, SampleScorer, VariantSettings, as_rows
@@ -165,12 +167,12 @@ def _results(
         gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
     )
     settings = VariantSettings(blur=found.blur, interpolation=config.interpolation, second_interpolation=second)
-    attempts = Attempts.remote()  # type: ignore[attr-defined]
+    attempts = Attempts.options(scheduling_strategy=session.beside_driver()).remote()  # type: ignore[attr-defined]
     data = (
-        ray.data.from_arrow(pa.Table.from_pylist(as_rows(found.samples), schema=SAMPLES))
         # A task is what a dying worker costs, so it is one sample.
-        .repartition(target_num_rows_per_block=1)
-        .map_batches(
+        ray.data.from_arrow(
+            [pa.Table.from_pylist([row], schema=SAMPLES) for row in as_rows(found.samples)]
+        ).map_batches(
             worker or SampleScorer,
             fn_constructor_args=(plan, machine, settings, attempts),
             batch_size=1,

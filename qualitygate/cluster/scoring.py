@@ -2,13 +2,13 @@
 
 import json
 import logging
-import re
+import shutil
 import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,15 +16,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from qualitygate import logs
 from qualitygate.cluster import measurement, planning, score_costs, session
+from qualitygate.cluster.fitting import reason_of
+from qualitygate.cluster.pending import blocks as blocks_of
+from qualitygate.cluster.pending import stretches
 from qualitygate.cluster.planning import Progress
+from qualitygate.cluster.scoring_input import Input
 from qualitygate.cluster.telemetry import Telemetry
 from qualitygate.config import ScoreConfig, echo
-from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrupted, QualityGateError
+from qualitygate.errors import ConfigurationError, DeadlineReached, ErrorBudgetExceeded, Interrupted, QualityGateError
 from qualitygate.metrics.rows import Plan
-from qualitygate.tables import manifest as manifests
 from qualitygate.tables import runs, scores, storage
 
 logger = logging.getLogger(__name__)
@@ -41,36 +45,40 @@ class Summary:
     stats: dict[str, Any]
 
 
-def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) -> Summary:
+def run(
+    config: ScoreConfig,
+    progress: Progress,
+    *,
+    worker: type | None = None,
+    run_id: str | None = None,
+    deadline: float | None = None,
+) -> Summary:
     """Score every image of the input that has no valid row yet.
 
-    worker: another class than `ScoringWorker` for the pool, of the same constructor.
+    worker: another class than `ScoringWorker` for the pool, of the same constructor. run_id: what the rows name as
+    their run; default: a new one. deadline: seconds since 1970 after which no more rows are waited for.
 
-    Raises ConfigurationError (nothing was written), Superseded (another run took over), Interrupted
-    (resumable), ErrorBudgetExceeded (all rows are kept), AuditFailed.
+    Raises ConfigurationError (nothing was written), Superseded (another run took over), Interrupted and
+    DeadlineReached (resumable), ErrorBudgetExceeded (all rows are kept), AuditFailed.
     """
     started = time.time()
     output = storage.check_location(config.output, "--output")
     if not output.strip():
         raise ConfigurationError("--output is empty; give a folder for the results")
-    run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    run_id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     logs.bind(run_id=run_id)
     telemetry = Telemetry(output)
-    with telemetry.written(config.metrics_textfile), TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with (
+        telemetry.written(config.metrics_textfile),
+        TemporaryDirectory(prefix="qualitygate-") as scratch,
+        ExitStack() as stack,
+    ):
         plan, notes = planning.plan_scores(config)
-        spooled = Path(scratch) / "manifest.parquet"
         plan = replace(plan, access=_access(config))
-        manifest = manifests.load(
-            config.input,
-            spooled,
-            limit=config.limit,
-            results=scores.table_uri(output),
-            image_column=config.image_column,
-            access=plan.access,
-        )
+        listed = stack.enter_context(Input(config, plan.access, Path(scratch), progress))
         storage.check_writable(output, "--output")
         scores.check_compatible(output, plan.fingerprints(), backfill=config.backfill)
-        for note in (*notes, *manifest.notes):
+        for note in notes:
             progress.note(note)
 
         writer = scores.Writer(output, plan.metrics, run_id, lazy=plan.lazy is not None)
@@ -84,24 +92,44 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
         )
         storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
         recorder = _Recorder(config, writer, progress, telemetry)
-        spool = Path(scratch) / "pending"
-        rows = scores.write_pending(
-            manifest,
-            writer.table,
-            plan.fingerprints(),
-            retry=config.retry,
-            folder=spool,
-            lazy_gate=plan.lazy.gate_id if plan.lazy else None,
+        run_ = _Run(
+            config=config,
+            plan=plan,
+            run_id=run_id,
+            writer=writer,
+            recorder=recorder,
+            worker=worker,
+            progress=progress,
+            deadline=deadline,
         )
-        progress.start(total=manifest.rows, done=manifest.rows - rows)
+        cluster: session.Cluster | None = None
         try:
-            if rows:
-                _stream(config, plan, run_id, writer, spool, rows, recorder, worker, progress)
-        except KeyboardInterrupt as stop:
+            for number, portion in enumerate(listed.portions()):
+                spool = Path(scratch) / f"pending-{number}"
+                rows = scores.write_pending(
+                    portion,
+                    writer.table,
+                    plan.fingerprints(),
+                    retry=config.retry,
+                    folder=spool,
+                    lazy_gate=plan.lazy.gate_id if plan.lazy else None,
+                )
+                progress.start(total=portion.rows, done=portion.rows - rows)
+                if rows and run_.late():
+                    raise _TimeIsUp
+                if rows:
+                    if cluster is None:
+                        progress.note("starting Ray and the workers, which takes some ten seconds")
+                        cluster = stack.enter_context(session.connect(config.ray_address))
+                    _stream(run_, cluster, spool, rows)
+                progress.stop()
+                shutil.rmtree(spool)
+            manifest = listed.all()
+        except (KeyboardInterrupt, _TimeIsUp) as stop:
             recorder.commit()
-            audit = scores.audit(manifest, output, plan.metrics, complete=False)
+            audit = scores.audit(listed.all(), output, plan.metrics, complete=False)
             _write_stats(output, run_id, config, plan, recorder, audit, started, state="interrupted")
-            raise Interrupted(
+            raise (DeadlineReached if isinstance(stop, _TimeIsUp) else Interrupted)(
                 f"stopped with {audit.present} of {audit.expected} rows committed; "
                 "run the same command again to score the rest"
             ) from stop
@@ -120,6 +148,10 @@ def run(config: ScoreConfig, progress: Progress, *, worker: type | None = None) 
             stats=stats,
         )
     return Summary(run_id=run_id, output=output, stats=stats)
+
+
+class _TimeIsUp(Exception):
+    """The deadline has passed."""
 
 
 class _Recorder:
@@ -197,57 +229,67 @@ class _Recorder:
         logger.info("committed %d rows", arrived.num_rows)
 
 
-def _stream(
-    config: ScoreConfig,
-    plan: Plan,
-    run_id: str,
-    writer: scores.Writer,
-    spool: Path,
-    rows: int,
-    recorder: _Recorder,
-    worker: type | None,
-    progress: Progress,
-) -> None:
-    progress.note("starting Ray and the workers, which takes some ten seconds")
-    with session.connect(config.ray_address) as cluster:
-        recorder.pending = rows
-        recorder.telemetry.started(rows)
-        plan, notes = planning.on_device(config, plan, cluster)
-        for note in notes:
-            progress.note(note)
-        expected = score_costs.check_budget(config, plan, spool)
-        if expected is not None:
-            progress.note(str(expected))
-        pending = _reachable(spool, config, writer.epoch, cluster)
-        cost = measurement.measure(plan, pending) if planning.worth_measuring(config, rows) else None
-        recorder.cost = cost
-        recorder.pool = planning.plan_pool(config, plan, cluster, rows, cost)
-        progress.note("; ".join(str(said) for said in (cost, recorder.pool) if said))
-        recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
-        plan = planning.compiled(
-            replace(plan, at_once=recorder.pool.batch_size, access=plan.access.shared_by(recorder.pool.workers)),
-            recorder.pool,
-            rows,
-        )
-        try:
-            # Closed here whatever happens: Ray's executor, still at work when Ray is shut down, may end this process
-            # with exit code 1 before it has said why.
-            stream = closing(_blocks(config, plan, run_id, writer.schema, pending, recorder.pool, worker))
-            with stream as blocks, _patience(progress) as arrived:
-                for block in blocks:
-                    arrived.set()
-                    recorder.add(block)
-            recorder.commit()
-        except QualityGateError:
-            raise
-        except Exception as error:
-            # A run that was superseded may find its pending rows gone: say what happened, not where it hurt.
-            writer.check_current()
-            recorder.commit()
-            raise _explained(error) from error
-        finally:
-            if pending != str(spool):
-                storage.delete_folder(pending)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What all portions of a run share."""
+
+    config: ScoreConfig
+    plan: Plan
+    run_id: str
+    writer: scores.Writer
+    recorder: _Recorder
+    worker: type | None
+    progress: Progress
+    deadline: float | None
+
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.time() >= self.deadline
+
+
+def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int) -> None:
+    """Score the rows of a folder of Parquet files, and commit them as they arrive."""
+    config, recorder, writer = run.config, run.recorder, run.writer
+    recorder.pending = rows
+    recorder.telemetry.started(rows)
+    plan, notes = planning.on_device(config, run.plan, cluster)
+    for note in notes:
+        run.progress.note(note)
+    files = [(path.name, pq.read_metadata(path).num_rows) for path in sorted(spool.glob("*.parquet"))]
+    expected = score_costs.check_budget(config, plan, spool)
+    if expected is not None:
+        run.progress.note(str(expected))
+    pending = _reachable(spool, config, writer.epoch, cluster)
+    cost = measurement.measure(plan, pending) if planning.worth_measuring(config, rows) else None
+    recorder.cost = cost
+    pool = recorder.pool = planning.plan_pool(config, plan, cluster, rows, cost)
+    run.progress.note("; ".join(str(said) for said in (cost, pool) if said))
+    recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
+    plan = planning.compiled(
+        replace(plan, at_once=pool.batch_size, access=plan.access.shared_by(pool.workers)), pool, rows
+    )
+    before = recorder.rows
+    try:
+        # Closed here whatever happens: Ray's executor, still at work when Ray is shut down, may end this process
+        # with exit code 1 before it has said why.
+        stream = closing(_blocks(config, plan, run.run_id, writer.schema, pending, files, pool, run.worker))
+        with stream as blocks, _patience(run.progress) as arrived:
+            for block in blocks:
+                arrived.set()
+                recorder.add(block)
+                if run.late() and recorder.rows - before < rows:
+                    raise _TimeIsUp
+        recorder.commit()
+    except (QualityGateError, _TimeIsUp):
+        raise
+    except Exception as error:
+        # A run that was superseded may find its pending rows gone: say what happened, not where it hurt.
+        writer.check_current()
+        recorder.commit()
+        raise _explained(error) from error
+    finally:
+        if pending != str(spool):
+            storage.delete_folder(pending)
 
 
 def _access(config: ScoreConfig) -> storage.Access:
@@ -277,10 +319,8 @@ def _patience(progress: Progress) -> Iterator[threading.Event]:
 
 
 def _explained(error: Exception) -> QualityGateError:
-    reason = str(error).strip().splitlines()[-1][:300] if str(error).strip() else type(error).__name__
-    reason = re.sub(r"^qualitygate\.errors\.\w+: ", "", reason)
     return QualityGateError(
-        f"the Ray pipeline failed: {storage.redact(reason)}; what arrived is committed, run the same command again"
+        f"the Ray pipeline failed: {reason_of(error)}; what arrived is committed, run the same command again"
     )
 
 
@@ -305,6 +345,7 @@ def _blocks(
     run_id: str,
     schema: pa.Schema,
     pending: str,
+    files: Sequence[tuple[str, int]],
     pool: planning.Pool,
     worker: type | None,
 ) -> Generator[pa.Table, None, None]:
@@ -317,7 +358,10 @@ def _blocks(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    journal = CrashJournal.remote()  # type: ignore[attr-defined]
+    journal = CrashJournal.options(  # type: ignore[attr-defined]
+        scheduling_strategy=session.beside_driver()
+    ).remote()
+    waiting = ray.data.from_arrow(blocks_of(stretches(files, pool.task)))
     settings = WorkerSettings(
         run_id=run_id,
         image_timeout_s=config.image_timeout_s,
@@ -327,19 +371,15 @@ def _blocks(
         gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
         log_format=logs.form(),
     )
-    data = (
-        ray.data.read_parquet(pending)
-        # A task is what a dying worker costs: seconds of work.
-        .repartition(target_num_rows_per_block=pool.task)
-        .map_batches(
-            worker or ScoringWorker,
-            fn_constructor_args=(plan, settings, schema, journal),
-            batch_size=pool.task,
-            batch_format="pyarrow",
-            num_cpus=pool.cpus_per_worker,
-            num_gpus=pool.gpus_per_worker or None,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
-        )
+    data = waiting.map_batches(
+        worker or ScoringWorker,
+        fn_constructor_args=(plan, settings, schema, journal, pending),
+        # A task is a stretch of rows, and what a dying worker costs: seconds of work.
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=pool.cpus_per_worker,
+        num_gpus=pool.gpus_per_worker or None,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
     )
     yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from qualitygate.errors import ConfigurationError
 
@@ -87,6 +88,14 @@ def connect(address: str = "auto") -> Iterator[Cluster]:
         yield _describe(local=local)
     finally:
         ray.shutdown()
+
+
+def beside_driver() -> Any:
+    """Where an actor belongs that a run can't lose: on the driver's node, whose loss ends the run anyhow."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _quiet_environment() -> None:

@@ -208,7 +208,9 @@ def _on_group(
     from qualitygate.training.study_run import Settings
 
     ledger = Ledger(output)
-    queue = Queue.remote(len(missing), together=group.together)  # type: ignore[attr-defined]
+    queue = Queue.options(scheduling_strategy=session.beside_driver()).remote(  # type: ignore[attr-defined]
+        len(missing), together=group.together
+    )
     study = Study(
         runs=missing,
         pool=pool,

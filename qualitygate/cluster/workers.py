@@ -23,6 +23,7 @@ import ray
 
 from qualitygate import logs
 from qualitygate.cluster import planning
+from qualitygate.cluster.pending import Reader
 from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer, to_table
 from qualitygate.tables import storage
@@ -104,13 +105,14 @@ class WorkerSettings:
 
 
 class ScoringWorker:
-    """Callable class of the actor pool: manifest rows in, score rows of `schema` out."""
+    """Callable class of the actor pool: a stretch of the rows in `pending` in, score rows of `schema` out."""
 
-    def __init__(self, plan: Plan, settings: WorkerSettings, schema: pa.Schema, journal: Any) -> None:
+    def __init__(self, plan: Plan, settings: WorkerSettings, schema: pa.Schema, journal: Any, pending: str) -> None:
         logs.set_up(settings.log_format, verb="score", run_id=settings.run_id)
         use_threads(settings.threads)
         self._schema = schema.append(pa.field(REPLACES, pa.bool_())).append(pa.field(TRACE, pa.string()))
         self._journal = journal
+        self._reader = Reader(pending, plan.access)
         self._watchdog = Watchdog(settings.image_timeout_s, self._report_over_time)
         plan = on_this_machine(plan, settings)
         self._device = plan.device
@@ -125,7 +127,7 @@ class ScoringWorker:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         started = time.perf_counter()
-        requests = [Request(**row) for row in batch.to_pylist()]
+        requests = self._reader.requests(batch)
         key = hashlib.sha1("\0".join(request.image_id for request in requests).encode()).hexdigest()
         times_begun = ray.get(self._journal.begin_batch.remote(key))
         rows = self._with_care(requests) if times_begun > 1 else self._straight(requests)

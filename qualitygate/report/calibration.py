@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qualitygate.calibration import apply, calibrate
+from qualitygate.report import wording
 from qualitygate.tables import storage
 
 _CONTESTANTS = {
@@ -28,6 +29,9 @@ def of_run(result: calibrate.Result) -> str:
         f"calibrated on {record['rows']:,} photographs in {record['groups']:,} groups, "
         f"{record['wrong']:,} of them classified wrongly (accuracy {record['accuracy']:.1%})"
     ]
+    if found := record.get("sampling"):
+        classes = {kind: (one["n"], one["effective"]) for kind, one in found["classes"].items()}
+        lines.append(wording.weighted(found["column"], found["probability"], found["effective"], classes))
     if record["dropped"]:
         lines.append("left out: " + ", ".join(f"{rows:,} {reason}" for reason, rows in record["dropped"].items()))
     parts: list[Any] = ["\n".join(lines), _methods(content["methods"], content["untrained"])]

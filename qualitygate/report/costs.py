@@ -43,6 +43,11 @@ def of_score_plan(plan: Mapping[str, Any]) -> str:
     return summary._rendered(*parts)
 
 
+def in_a_line(plan: Mapping[str, Any]) -> str:
+    """What it takes, for a message."""
+    return f"{plan['to_do']:,} photographs to score would take " + _total("all metrics", list(plan["metrics"]), plan)
+
+
 def _total(what: str, names: list[str], plan: Mapping[str, Any]) -> str:
     metrics, cores = plan["metrics"], plan["cores"]
     cpu = sum(metrics[name]["cpu_hours"] for name in names) + plan["reading_cpu_hours"]

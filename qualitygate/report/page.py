@@ -112,6 +112,7 @@ def _context(found: artefacts.Artefacts, config: ReportConfig) -> dict[str, Any]
         "warnings": problems,
         "calibration": calibration,
         "verdict": verdict.judge(calibration, found.untrained) if calibration else None,
+        "sampling": sections.sampling(calibration) if calibration else None,
         "bars": verdict.bars(calibration.held_out) if calibration else [],
         "lines": [],
         "shown": None,

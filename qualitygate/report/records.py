@@ -102,6 +102,22 @@ class HeldOut(Record):
     undefined_shares: dict[str, float | None] = Field(default_factory=dict)
 
 
+class Weighed(Record):
+    """Photographs, and what they count for by their weights."""
+
+    n: int
+    effective: float
+
+
+class Sampling(Record):
+    """How photographs were weighted: by the inverse of a column, whose range this is."""
+
+    column: str
+    probability: tuple[float, float]
+    effective: float
+    classes: dict[str, Weighed]
+
+
 class Gate(Record):
     """gate.json"""
 
@@ -117,6 +133,7 @@ class Gate(Record):
     manifest: str | None = None
     preset: str | None = None
     seed: int | None = None
+    sampling: Sampling | None = None
     held_out: HeldOut | None = None
     versions: dict[str, Any] = Field(default_factory=dict)
 
@@ -177,6 +194,7 @@ class CalibrationRecord(Record):
     wrong: int | None = None
     groups: int | None = None
     accuracy: float | None = None
+    sampling: Sampling | None = None
     dropped: dict[str, Any] = Field(default_factory=dict)
     held_out: HeldOut | None = None
     quality_confidence: dict[str, QualityConfidence] = Field(default_factory=dict)

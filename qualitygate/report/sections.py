@@ -114,6 +114,15 @@ def _start(walk: Sequence[int], quality: Any, method: records.Method) -> int:
     return max(0, int((goodness(quality[list(walk)], method) < line).sum()) - 1)
 
 
+def sampling(calibration: Calibration) -> str | None:
+    """How the calibration's photographs were weighted, in a sentence; None where all weigh alike."""
+    found = calibration.record.sampling
+    if found is None:
+        return None
+    classes = {kind: (one.n, one.effective) for kind, one in found.classes.items()}
+    return wording.sentence(wording.weighted(found.column, found.probability, found.effective, classes))
+
+
 def coverage(held_out: records.HeldOut | None) -> dict[str, Any] | None:
     """The risk-coverage figure and the comparison behind it."""
     if held_out is None or not held_out.comparison:

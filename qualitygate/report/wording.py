@@ -1,6 +1,6 @@
 """How the page says things: numbers, intervals, names of methods, nuisances and baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qualitygate.metrics import CATALOGUE
 from qualitygate.tables import storage
@@ -147,6 +147,20 @@ def plotted(text: str, width: int = 28) -> str:
     escaped = clipped(safe(text), width).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     # Two dollar signs would be TeX, if ever a script for it were there.
     return escaped.replace("$", "＄")
+
+
+def weighted(
+    column: str, probability: Sequence[float], effective: float, classes: Mapping[str, tuple[int, float]]
+) -> str:
+    """How photographs were weighted. effective: what they count for; classes: (photographs, the same) of each."""
+    low, high = probability
+    each = listing(
+        [f"{count(found)} {kind} predictions for {count(worth)}" for kind, (found, worth) in classes.items()]
+    )
+    return (
+        f"each photograph stands for 1 / {safe(column)} ({number(low)} to {number(high)}): together they tell as much "
+        f"as {count(effective)} of equal weight, {each}; all shares, densities and cut-offs are weighted"
+    )
 
 
 def sentence(text: str) -> str:

@@ -4,6 +4,7 @@ Beside the manifest M.parquet lies M.changes.parquet with a row for each image t
 written first: should the build be killed between the two, the next one compares with the same old manifest again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,21 +39,24 @@ class Built:
     notes: tuple[str, ...]
 
 
-def build(config: ManifestBuildConfig) -> Built:
+def build(config: ManifestBuildConfig, *, without: Sequence[str] = (), accept_manifest: bool = False) -> Built:
     """List the input into the output, whole or not at all.
 
-    Raises ConfigurationError, in one line with the remedy, as `manifest.load` does, and where the input is a
-    manifest already.
+    without: further folders and files that the listing leaves out. accept_manifest: an input that is a manifest
+    already is taken over as it is.
+
+    Raises ConfigurationError, in one line with the remedy, as `manifest.load` does, and, unless it is accepted, where
+    the input is a manifest already.
     """
     try:
-        return _build(config)
+        return _build(config, tuple(without), accept_manifest)
     except ImageError as error:
         raise ConfigurationError(
             f"a store can't be asked: {error.failure.message}; mend that and run the same command again"
         ) from error
 
 
-def _build(config: ManifestBuildConfig) -> Built:
+def _build(config: ManifestBuildConfig, without: tuple[str, ...], accept_manifest: bool) -> Built:
     source = storage.check_location(config.input, "--input")
     output = storage.check_location(config.output, "--output")
     if not output.lower().endswith(".parquet"):
@@ -64,7 +68,7 @@ def _build(config: ManifestBuildConfig) -> Built:
     storage.check_writable(output.rpartition("/")[0] or "/", "--output")
     changes = output[: -len(".parquet")] + ".changes.parquet"
     wanted = manifest.Wanted(
-        without=(output, changes),
+        without=(output, changes, *without),
         image_column=config.image_column,
         access=storage.Access(
             retry_seconds=config.retry_seconds,
@@ -76,7 +80,7 @@ def _build(config: ManifestBuildConfig) -> Built:
         scratch = Path(folder)
         before = _previous(config, output, scratch)
         found = shards.Found()
-        new, rows = _listed(source, wanted, found, scratch)
+        new, rows = _listed(source, wanted, found, scratch, accept_manifest)
         counts = _compare(new, before, scratch / "changes.parquet") if before else {}
         with connect() as database:
             size = database.sql(f"SELECT coalesce(sum(bytes), 0) FROM read_parquet({literal(new)})").fetchall()[0][0]
@@ -98,10 +102,14 @@ def _build(config: ManifestBuildConfig) -> Built:
     )
 
 
-def _listed(source: str, wanted: manifest.Wanted, found: shards.Found, scratch: Path) -> tuple[Path, int]:
+def _listed(
+    source: str, wanted: manifest.Wanted, found: shards.Found, scratch: Path, accept_manifest: bool
+) -> tuple[Path, int]:
     spool = scratch / "manifest.parquet"
     named = storage.redact(source)
     tables = manifest.list_images(source, wanted, found)
+    if tables is None and accept_manifest:
+        return spool, manifest.load(source, spool, access=wanted.access).rows
     if tables is None:
         raise ConfigurationError(f"--input {named!r} is a manifest already; give the folder that it lists")
     with pq.ParquetWriter(spool, SCHEMA) as writer:

@@ -546,7 +546,7 @@ def write_pending(
                        CASE WHEN old.image_id IS NULL THEN NULL ELSE old END AS previous
                 FROM read_parquet({literal(manifest.path)}) AS new LEFT JOIN scores AS old USING (image_id)
                 WHERE {" OR ".join(wanted)}
-            ) TO {literal(folder)} (FORMAT parquet, ROW_GROUP_SIZE 20000, FILE_SIZE_BYTES '16MB')"""
+            ) TO {literal(folder)} (FORMAT parquet, ROW_GROUP_SIZE 8192, FILE_SIZE_BYTES '4MB')"""
         )
         return _count(database, f"SELECT count(*) FROM read_parquet({literal(folder / '*.parquet')})")
 

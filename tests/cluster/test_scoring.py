@@ -196,8 +196,8 @@ def test_a_manifest_with_boxes_scores_the_regions(tmp_path: Path, silent: Silent
 class KillerAware(workers.ScoringWorker):
     """Dies, or sleeps, over photographs whose name says so, as a broken decoder would."""
 
-    def __init__(self, plan: Plan, settings: workers.WorkerSettings, schema: pa.Schema, journal: Any) -> None:
-        super().__init__(plan, settings, schema, journal)
+    def __init__(self, plan: Plan, settings: workers.WorkerSettings, *others: Any) -> None:
+        super().__init__(plan, settings, *others)
         prepare = self._scorer.prepare
 
         def prepared(request: Request, fetched: storage.Fetched | Failure) -> Prepared:
@@ -213,8 +213,8 @@ class KillerAware(workers.ScoringWorker):
 class KillerAwareAside(KillerAware):
     """The same while it decodes several photographs side by side."""
 
-    def __init__(self, plan: Plan, settings: workers.WorkerSettings, schema: pa.Schema, journal: Any) -> None:
-        super().__init__(plan, replace(settings, decoders=3), schema, journal)
+    def __init__(self, plan: Plan, settings: workers.WorkerSettings, *others: Any) -> None:
+        super().__init__(plan, replace(settings, decoders=3), *others)
 
 
 @pytest.mark.parametrize("worker", [KillerAware, KillerAwareAside])
@@ -256,8 +256,8 @@ def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(
 class SlowNetwork(workers.ScoringWorker):
     """Has a network that takes for ever over photographs that are 160 pixels wide."""
 
-    def __init__(self, plan: Plan, settings: workers.WorkerSettings, schema: pa.Schema, journal: Any) -> None:
-        super().__init__(plan, settings, schema, journal)
+    def __init__(self, plan: Plan, settings: workers.WorkerSettings, *others: Any) -> None:
+        super().__init__(plan, settings, *others)
 
         def score(photographs: Any) -> list[Any]:
             if any(photograph.width == 160 for photograph in photographs):

@@ -1,0 +1,201 @@
+"""The canary: some photographs whose scores are known, scored again before anything else each night.
+
+The same bytes must give the same scores. Where they don't, a driver, a library or a machine has changed what is
+measured, and everything that would be scored tonight would be measured with another stick.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qualitygate.calibration import outputs
+from qualitygate.cluster import scoring
+from qualitygate.cluster.planning import Progress
+from qualitygate.config import ScoreConfig
+from qualitygate.errors import ErrorBudgetExceeded, ErrorCode
+from qualitygate.tables import scores, storage
+from qualitygate.tables.sql import connect, identifier, literal
+
+FILE = "canary/canary.parquet"
+_FOLDER = "canary"
+_MANIFEST = ("image_id", "uri", "box", "etag")
+# The store's answer tells nothing of what a score would have been.
+_AWAY = tuple(code.value for code in (ErrorCode.MISSING, ErrorCode.DENIED, ErrorCode.TIMEOUT, ErrorCode.TRANSIENT))
+_CPU, _GPU, _FAST = 1e-6, 1e-3, 5e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """How far a metric's scores moved.
+
+    compared: photographs whose bytes are the same. largest: difference, as a share of the scores' 5 to 95 % spread.
+    lost: photographs that had a score and have none now. definition: whether it is scored by another definition now.
+    """
+
+    metric: str
+    compared: int
+    largest: float
+    bound: float
+    lost: int
+    definition: bool
+    worst: str | None
+
+    @property
+    def passed(self) -> bool:
+        return self.largest <= self.bound and not self.lost and not self.definition
+
+
+def choose(output: str, count: int) -> pa.Table | None:
+    """As many photographs with all scores as are wanted, the same ones for the same table; None without any.
+
+    Columns: the manifest's, sha256, and for each metric its score and its fingerprint.
+    """
+    table = scores.open_table(output)
+    if table is None:
+        return None
+    names = scores.metrics_of(table)
+    columns = [*_MANIFEST, "sha256", *names, *(scores.fingerprint_column(name) for name in names)]
+    with connect() as database:
+        scores.register(database, table)
+        # By a hash of their own, so that the canary is no stretch of one camera's or one day's photographs.
+        found = database.sql(
+            f"SELECT {', '.join(identifier(column) for column in columns)} FROM scores "
+            f"WHERE status = {literal('ok')} AND sha256 IS NOT NULL ORDER BY md5(image_id), image_id LIMIT {int(count)}"
+        ).to_arrow_table()
+    return found if found.num_rows else None
+
+
+def metrics_in(chosen: pa.Table) -> tuple[str, ...]:
+    """The metrics whose scores a canary holds."""
+    names = chosen.column_names
+    return tuple(name for name in names if scores.fingerprint_column(name) in names)
+
+
+def read(output: str) -> pa.Table | None:
+    """The canary as it was last written."""
+    data = storage.read_bytes(storage.join(output, FILE))
+    return pq.read_table(BytesIO(data)) if data is not None else None
+
+
+def write(output: str, chosen: pa.Table) -> None:
+    """Make these the canary."""
+    outputs.write_table(storage.join(output, FILE), chosen)
+
+
+def redefined(known: pa.Table, output: str) -> bool:
+    """Whether somebody has scored the table's photographs by other definitions since, with --backfill: on purpose.
+
+    Also when the table has metrics that the canary lacks.
+    """
+    table = scores.open_table(output)
+    if table is None:
+        return False
+    names = scores.metrics_of(table)
+    if set(names) != set(metrics_in(known)):
+        return True
+    with connect() as database:
+        scores.register(database, table)
+        database.register("canary", known)
+        changed = " OR ".join(
+            f"new.{identifier(column)} IS DISTINCT FROM old.{identifier(column)}"
+            for column in map(scores.fingerprint_column, names)
+        )
+        same = "new.sha256 = old.sha256"
+        return bool(
+            database.sql(
+                f"SELECT count(*) FROM scores AS new JOIN canary AS old USING (image_id) WHERE {same} AND ({changed})"
+            ).fetchall()[0][0]
+        )
+
+
+def check(
+    known: pa.Table, config: ScoreConfig, folder: str, *, tolerance: float | None, progress: Progress
+) -> list[Moved]:
+    """Score the canary anew, in a folder of its own, and compare metric by metric."""
+    storage.delete_folder(storage.join(folder, _FOLDER))
+    manifest = storage.join(folder, _FOLDER, "manifest.parquet")
+    outputs.write_table(manifest, known.select(list(_MANIFEST)))
+    names = metrics_in(known)
+    again = config.model_copy(
+        update={
+            "input": manifest,
+            "output": storage.join(folder, _FOLDER),
+            "metrics": names if config.metrics is None else tuple(name for name in config.metrics if name in names),
+            "limit": None,
+            "lazy": False,
+            "gate": None,
+            "backfill": False,
+            "retry": (),
+            "max_error_rate": 1.0,
+            "measure": False,
+        }
+    )
+    try:
+        stats = scoring.run(again, progress).stats
+    except ErrorBudgetExceeded as error:
+        stats = error.stats
+    on_gpu = any(stats["workers"].values())
+    bound = tolerance or (_FAST if config.precision == "fast" else _GPU if on_gpu else _CPU)
+    found = scores.dataset(scores.existing_table(again.output)).to_table()
+    return compare(known, found, again.metrics or names, bound)
+
+
+def compare(known: pa.Table, found: pa.Table, metrics: Sequence[str], bound: float) -> list[Moved]:
+    """Metric by metric, over photographs whose bytes are those that were known."""
+    now: Mapping[str, Mapping[str, Any]] = {row["image_id"]: row for row in found.to_pylist()}
+    return [_compared(known.to_pylist(), now, metric, bound) for metric in metrics]
+
+
+def _compared(known: Sequence[Mapping[str, Any]], now: Mapping[str, Any], metric: str, bound: float) -> Moved:
+    print_ = scores.fingerprint_column(metric)
+    values = np.asarray([row[metric] for row in known if row[metric] is not None], dtype=np.float64)
+    spread = float(np.subtract(*np.quantile(values, [0.95, 0.05]))) if values.size else 0.0
+    # Without any spread, as of a single photograph, the score's own size is the scale.
+    scale = spread or float(np.abs(values).max(initial=0.0)) or 1.0
+    compared = lost = 0
+    largest, worst, definition = 0.0, None, False
+    for row in known:
+        new = now.get(row["image_id"])
+        if row[metric] is None or new is None or new["error_code"] in _AWAY or new["sha256"] != row["sha256"]:
+            continue
+        compared += 1
+        definition |= new[print_] != row[print_]
+        if new[metric] is None:
+            lost += 1
+            worst = worst or row["image_id"]
+            continue
+        moved = abs(new[metric] - row[metric]) / scale
+        if moved > largest:
+            largest, worst = moved, row["image_id"]
+    return Moved(
+        metric=metric,
+        compared=compared,
+        largest=largest,
+        bound=bound,
+        lost=lost,
+        definition=definition,
+        worst=worst,
+    )
+
+
+def said(found: Sequence[Moved]) -> str:
+    """In words, what moved."""
+    parts = []
+    for one in found:
+        if one.passed:
+            continue
+        if one.definition:
+            parts.append(f"{one.metric} is computed by another definition than before")
+        if one.lost:
+            parts.append(f"{one.lost} of {one.compared} photographs lost their {one.metric} (such as {one.worst!r})")
+        if one.largest > one.bound:
+            parts.append(
+                f"{one.metric} moved by up to {one.largest:.2g} of its spread, {one.bound:.2g} is allowed "
+                f"(at {one.worst!r})"
+            )
+    return "; ".join(parts)

@@ -1,0 +1,228 @@
+"""What must hold before a new gate comes into force. Each check says what it measured and what that is held against."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qualitygate.calibration import gate_store, value
+from qualitygate.calibration.drift import COVERAGE, DRIFTED, OVERALL, Change
+from qualitygate.calibration.gate import Gate
+from qualitygate.calibration.gate_store import History
+from qualitygate.config import NightlyConfig
+from qualitygate.nightly import windows
+from qualitygate.nightly.record import Check
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A gate that was just made. photographs: of calibration.parquet, a row for each it was made on.
+
+    refusal: why it can't decide, or None. coverage, coverage_before: of the table's photographs, by it and by the gate
+    in force.
+    """
+
+    gate: Gate
+    photographs: pa.Table
+    refusal: str | None
+    coverage: float | None
+    coverage_before: float | None
+
+
+# ---- of tonight's photographs --------------------------------------------------------------------------------
+
+
+def of_tonight(config: NightlyConfig, rows: int, failed: int, changes: Sequence[Change]) -> Iterator[Check]:
+    """Whether tonight's photographs can be trusted."""
+    rate = failed / rows if rows else 0.0
+    yield Check(
+        name="errors",
+        passed=rate <= config.max_error_rate,
+        said=f"{failed:,} of tonight's {rows:,} photographs have no score: {rate:.1%}, at most "
+        f"{config.max_error_rate:.1%} is allowed; 'qualitygate status' names the codes",
+        value=rate,
+        limit=config.max_error_rate,
+    )
+    all_drifted = [one for one in changes if one.word == DRIFTED]
+    # What has drifted as a whole needn't be told of each part.
+    whole = {one.what for one in all_drifted if one.stratum == OVERALL}
+    drifted = [one for one in all_drifted if one.stratum == OVERALL or one.what not in whole]
+    shown = "; ".join(said_of(one) for one in drifted[:_SHOWN])
+    more = f"; and {len(drifted) - _SHOWN} more" if len(drifted) > _SHOWN else ""
+    if drifted and config.accept_drift:
+        yield Check(name="drift", passed=True, said=f"drift, accepted: {shown}{more}", value=len(drifted), limit=None)
+    else:
+        yield Check(
+            name="drift",
+            passed=not drifted,
+            said=f"tonight's photographs are unlike the reference's: {shown}{more}; look at them, and if it is wanted, "
+            "run the night again with --accept-drift"
+            if drifted
+            else "tonight's photographs are like the reference's",
+            value=len(drifted),
+            limit=0,
+        )
+
+
+def said_of(change: Change) -> str:
+    """One drifted thing in words."""
+    where = "" if change.stratum == OVERALL else f" of {change.stratum}"
+    if change.psi is not None:
+        size = f"p {change.p_holm:.1g}, {change.current:,} photographs"
+        return f"{change.what}{where} has a PSI of {change.psi:.2f} ({size})"
+    name = {COVERAGE: "the share that passes", "errors": "the share that fails"}.get(change.what, change.what)
+    return f"{name}{where} went from {change.before:.1%} to {change.after:.1%} (p {change.p_holm:.1g})"
+
+
+# ---- of the new gate -----------------------------------------------------------------------------------------
+
+
+def of_candidate(
+    config: NightlyConfig, new: Candidate, old: Gate | None, history: History, drifted: bool
+) -> Iterator[Check]:
+    """Whether the new gate may come into force. drifted: a drift was accepted, which explains a move."""
+    yield from _enough(config, new, old)
+    yield Check(
+        name="decides",
+        passed=new.refusal is None,
+        said=new.refusal or "enough of its methods have a cut-off",
+    )
+    if new.refusal is not None:
+        return
+    yield from _moves(new, old, drifted)
+    yield from _coverage(config, new, drifted)
+    if old is not None:
+        yield _value(config, new, old)
+    yield _standing(new, history)
+
+
+def _enough(config: NightlyConfig, new: Candidate, old: Gate | None) -> Iterator[Check]:
+    rows = new.photographs.num_rows
+    yield Check(
+        name="labelled",
+        passed=rows >= config.min_labelled,
+        said=f"{rows:,} labelled photographs, at least {config.min_labelled:,} are needed",
+        value=rows,
+        limit=config.min_labelled,
+    )
+    judge = old if old is not None and set(old.methods) <= set(new.photographs.column_names) else new.gate
+    if new.refusal is not None and judge is new.gate:
+        return
+    rejected = int(np.count_nonzero(~windows.passes(new.photographs, judge)))
+    whose = "the gate in force" if judge is old else "it"
+    yield Check(
+        name="rejects labelled",
+        passed=rejected >= config.min_audited,
+        said=f"{rejected:,} of the labelled photographs are ones that {whose} rejects, at least {config.min_audited:,} "
+        "are needed; label the audit samples",
+        value=rejected,
+        limit=config.min_audited,
+    )
+
+
+def _moves(new: Candidate, old: Gate | None, drifted: bool) -> Iterator[Check]:
+    if old is None:
+        return
+    for one in gate_store.differences(old, new.gate):
+        if one.within is None:
+            continue
+        moved = f"{one.method} {one.cutoff[0]:.4g} to {one.cutoff[1]:.4g}"
+        if one.within:
+            said = f"{moved}: within the intervals"
+        elif drifted:
+            said = f"{moved}: past both intervals, which the accepted drift explains"
+        else:
+            said = f"{moved}: past both intervals, and no drift of the photographs explains it"
+        yield Check(
+            name=f"cut-off {one.method}", passed=bool(one.within or drifted), said=said, value=one.moved, limit=None
+        )
+    lost = [name for name, voter in old.methods.items() if voter.status == "ok" and not _votes(new.gate, name)]
+    yield Check(
+        name="methods",
+        passed=not lost,
+        said=f"{', '.join(lost)} had a cut-off and has none now" if lost else "every method that voted still does",
+    )
+
+
+def _votes(gate: Gate, name: str) -> bool:
+    return name in gate.methods and gate.methods[name].status == "ok"
+
+
+def _coverage(config: NightlyConfig, new: Candidate, drifted: bool) -> Iterator[Check]:
+    if new.coverage is None:
+        return
+    yield Check(
+        name="coverage",
+        passed=config.min_coverage <= new.coverage <= config.max_coverage,
+        said=f"it passes {new.coverage:.1%} of all photographs; {config.min_coverage:.0%} to {config.max_coverage:.0%} "
+        "is allowed",
+        value=new.coverage,
+        limit=config.min_coverage,
+    )
+    if new.coverage_before is None:
+        return
+    change = new.coverage - new.coverage_before
+    small = abs(change) <= config.max_coverage_change
+    excused = "" if small or not drifted else ", drift was accepted"
+    yield Check(
+        name="coverage change",
+        passed=small or drifted,
+        said=f"that is {100 * change:+.1f} points against the gate in force; "
+        f"{100 * config.max_coverage_change:.0f} are allowed" + excused,
+        value=change,
+        limit=config.max_coverage_change,
+    )
+
+
+def _value(config: NightlyConfig, new: Candidate, old: Gate) -> Check:
+    """On the same labelled photographs: the new gate as cross-fitting has it, the old one as it is."""
+    rows = new.photographs
+    if not set(old.methods) <= set(rows.column_names):
+        return Check(name="value", passed=True, said="the gate in force has other methods: it can't be compared")
+    rows = rows.filter(pc.is_valid(rows["held_out_passed"]))
+    if not rows.num_rows:
+        return Check(name="value", passed=True, said="no gate of other groups could decide: it can't be compared")
+    correct = np.asarray(rows["correct"].to_numpy(zero_copy_only=False), dtype=np.bool_)
+    shares = np.asarray(rows["held_out_passed"].to_numpy(zero_copy_only=False), dtype=np.float64)
+    found = value.compared(shares, windows.passes(rows, old), correct, _weights(rows), _groups(rows))
+    if found.youden is None:
+        return Check(name="value", passed=True, said="without right and wrong predictions there is nothing to compare")
+    # Worse by more than is allowed, and not by chance alone.
+    worse = found.youden < -config.max_value_loss and (found.interval is None or found.interval[1] < 0)
+    interval = f" [{found.interval[0]:+.3f}, {found.interval[1]:+.3f}]" if found.interval else ""
+    return Check(
+        name="value",
+        passed=not worse,
+        said=f"Youden's J on held-out photographs less that of the gate in force: {found.youden:+.3f}{interval}; "
+        f"{-config.max_value_loss:+.3f} is allowed",
+        value=found.youden,
+        limit=-config.max_value_loss,
+    )
+
+
+def _weights(rows: pa.Table) -> Any:
+    if "weight" not in rows.column_names:
+        return None
+    return np.asarray(rows["weight"].to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _groups(rows: pa.Table) -> Any:
+    pairs = zip(rows["group"].to_pylist(), rows["image_id"].to_pylist(), strict=True)
+    return np.asarray([f"g{group}" if group is not None else f"i{image_id}" for group, image_id in pairs])
+
+
+def _standing(new: Candidate, history: History) -> Check:
+    held = history.current is not None and history.current.held
+    same = [one for one in sorted(history.withdrawn) if gate_store.same(new.gate, gate_store.load(history.store, one))]
+    if held:
+        said = "promotions are held since somebody rolled back; 'qualitygate gate promote' by hand lifts that"
+    elif same:
+        said = f"it is gate {same[0]}, from which somebody rolled back"
+    else:
+        said = "nobody has rolled back from it"
+    return Check(name="not withdrawn", passed=not held and not same, said=said)

@@ -1,0 +1,81 @@
+"""Telling somebody how a night ended: a program that gets it as JSON, or an https address on a list of allowed hosts.
+
+A notification that fails is said and recorded; it never changes how the night ended.
+"""
+
+import http.client
+import json
+import os
+import ssl
+import subprocess
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any
+
+from qualitygate.config import NightlyConfig
+from qualitygate.errors import ConfigurationError
+from qualitygate.tables import storage
+
+TOKEN = "QUALITYGATE_WEBHOOK_TOKEN"
+_PATIENCE_S = 60.0
+
+
+def check(config: NightlyConfig) -> None:
+    """Raise ConfigurationError for a webhook that isn't https or whose host isn't on the list."""
+    if config.notify_webhook is None:
+        return
+    parts = urllib.parse.urlsplit(config.notify_webhook)
+    if parts.scheme != "https" or not parts.hostname:
+        raise ConfigurationError("--notify-webhook must be an https address")
+    if parts.username or parts.password:
+        raise ConfigurationError(f"--notify-webhook holds credentials; put a token into {TOKEN} instead")
+    if parts.hostname not in config.notify_hosts:
+        raise ConfigurationError(
+            f"--notify-webhook names {parts.hostname}, which isn't among --notify-hosts; add it if it is meant"
+        )
+
+
+def send(config: NightlyConfig, message: Mapping[str, Any]) -> list[str]:
+    """Tell whoever is to be told; returns what went wrong, in words."""
+    body = json.dumps(message, ensure_ascii=False).encode()
+    problems = []
+    if config.notify_command:
+        problems += _run(config.notify_command, body)
+    if config.notify_webhook is not None:
+        problems += _post(config.notify_webhook, body)
+    return problems
+
+
+def _run(command: tuple[str, ...], body: bytes) -> list[str]:
+    try:
+        ended = subprocess.run(command, input=body, capture_output=True, timeout=_PATIENCE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = f"took longer than {_PATIENCE_S:g} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+        return [f"--notify-command {command[0]!r} failed: {storage.redact(reason)}"]
+    if ended.returncode:
+        said = ended.stderr.decode(errors="replace").strip().splitlines()
+        return [
+            f"--notify-command {command[0]!r} ended with {ended.returncode}"
+            + (f": {storage.redact(said[-1])[:200]}" if said else "")
+        ]
+    return []
+
+
+def _post(address: str, body: bytes) -> list[str]:
+    """One request, without following where an answer might lead: only the host that was allowed is asked."""
+    parts = urllib.parse.urlsplit(address)
+    headers = {"Content-Type": "application/json"}
+    if token := os.environ.get(TOKEN):
+        headers["Authorization"] = f"Bearer {token}"
+    target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    connection = http.client.HTTPSConnection(
+        str(parts.hostname), parts.port, timeout=_PATIENCE_S, context=ssl.create_default_context()
+    )
+    try:
+        connection.request("POST", target, body, headers)
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return [f"--notify-webhook at {parts.hostname} failed: {storage.redact(str(error))}"]
+    finally:
+        connection.close()
+    return [] if 200 <= status < 300 else [f"--notify-webhook at {parts.hostname} answered {status}"]

@@ -1,0 +1,85 @@
+"""The table of all nights: what the report's trends are drawn from. Made anew from the nights' records each time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from qualitygate.calibration import outputs
+from qualitygate.nightly.record import Night
+from qualitygate.tables import storage
+
+FILE = "nights.parquet"
+_METHOD = pa.struct(
+    [
+        ("method", pa.string()),
+        # Of the gate in force after the night, raw, with its 95 % interval.
+        ("cutoff", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        # Of tonight's photographs against the reference: population stability index, and the word for it.
+        ("psi", pa.float64()),
+        ("word", pa.string()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        pa.field("night", pa.string(), nullable=False),
+        pa.field("started", pa.string(), nullable=False),
+        pa.field("finished", pa.string()),
+        # running, promoted, kept, refused or deadline.
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("reasons", pa.list_(pa.string())),
+        pa.field("gate_before", pa.string()),
+        pa.field("gate_after", pa.string()),
+        # Photographs that were scored tonight, how many failed, and how many the manifest holds.
+        pa.field("scored", pa.int64()),
+        pa.field("failed", pa.int64()),
+        pa.field("photographs", pa.int64()),
+        pa.field("new", pa.int64()),
+        pa.field("changed", pa.int64()),
+        pa.field("gone", pa.int64()),
+        # Share of tonight's, and of all, photographs that the gate in force after the night passes.
+        pa.field("coverage_tonight", pa.float64()),
+        pa.field("coverage", pa.float64()),
+        pa.field("labelled", pa.int64()),
+        # Of those that the gate in force rejects.
+        pa.field("labelled_rejects", pa.int64()),
+        pa.field("drifted", pa.int64()),
+        pa.field("methods", pa.list_(_METHOD)),
+    ]
+)
+
+
+def write(output: str, nights: Sequence[Night]) -> None:
+    """Put the table of these nights in place."""
+    rows = [_row(night) for night in nights]
+    outputs.write_table(storage.join(output, FILE), pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def _row(night: Night) -> dict[str, Any]:
+    steps: Mapping[str, Any] = night.steps
+    manifest, scored = steps.get("manifest", {}), steps.get("score", {})
+    drift, calibrated = steps.get("drift", {}), steps.get("calibrate", {})
+    ended = steps.get("decide", {})
+    return {
+        "night": night.night,
+        "started": night.started,
+        "finished": night.finished,
+        "state": night.state,
+        "reasons": list(night.reasons),
+        "gate_before": night.gate_before,
+        "gate_after": night.gate_after,
+        "scored": drift.get("rows", scored.get("rows")),
+        "failed": drift.get("failed"),
+        "photographs": manifest.get("images"),
+        "new": manifest.get("new"),
+        "changed": manifest.get("changed"),
+        "gone": manifest.get("gone"),
+        "coverage_tonight": ended.get("coverage_tonight"),
+        "coverage": ended.get("coverage"),
+        "labelled": calibrated.get("labelled"),
+        "labelled_rejects": (calibrated.get("kinds") or {}).get("rejected", [None])[0],
+        "drifted": drift.get("drifted"),
+        "methods": ended.get("methods", []),
+    }

@@ -1,0 +1,142 @@
+"""Tonight's photographs and those of the reference, as drift compares them: read from the score table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from qualitygate.calibration import gate as gates
+from qualitygate.calibration.drift import Window
+from qualitygate.calibration.gate import Gate
+from qualitygate.calibration.statistics import Booleans
+from qualitygate.tables import scores
+from qualitygate.tables.sql import connect, identifier, literal
+
+if TYPE_CHECKING:
+    import duckdb
+
+# What a comparison needs of millions of photographs; by a hash, so that it is the same ones each time.
+_MOST = 100_000
+# Strata beyond these are too small to tell anything, and each costs tests.
+_MOST_STRATA = 20
+_DAY_US = 86_400_000_000
+CAMERA, FOLDER = "camera", "folder"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """reference: None where nothing was scored before. rows, failed: of all of tonight's photographs.
+
+    new_strata: shares of tonight's photographs by strata that the reference lacks, such as a new camera.
+    """
+
+    reference: Window | None
+    tonight: Window
+    rows: int
+    failed: int
+    new_strata: dict[str, float]
+
+
+def read(output: str, *, run_id: str, untrusted: Sequence[str], days: int, gate: Gate | None, fewest: int) -> Windows:
+    """The windows of a night.
+
+    run_id: of tonight's rows. untrusted: runs whose rows are no reference. days: how far back the reference goes, from
+    tonight's first row; where too few rows (`fewest`) are as young, all older ones are taken.
+    """
+    table = scores.existing_table(output)
+    with connect() as database:
+        scores.register(database, table)
+        tonight = f"run_id = {literal(run_id)}"
+        others = ", ".join(literal(one) for one in (run_id, *untrusted))
+        before = f"run_id NOT IN ({others})"
+        rows, failed, first = database.sql(
+            f"SELECT count(*), count(*) FILTER (status = 'error'), min(epoch_us(scored_at)) FROM scores WHERE {tonight}"
+        ).fetchall()[0]
+        young = before
+        if first is not None:
+            young += f" AND epoch_us(scored_at) >= {int(first) - int(days) * _DAY_US}"
+        if _count(database, young) < fewest:
+            young = before
+        metrics = scores.metrics_of(table)
+        now = _window(database, tonight, metrics, gate)
+        reference = _window(database, young, metrics, gate) if _count(database, young) else None
+    return Windows(
+        reference=reference,
+        tonight=now,
+        rows=rows,
+        failed=failed,
+        new_strata=_new(reference, now) if reference else {},
+    )
+
+
+def coverage(output: str, gate: Gate) -> float | None:
+    """Share of all photographs of the table that a gate passes, by a sample of them; None without any row."""
+    table = scores.existing_table(output)
+    with connect() as database:
+        scores.register(database, table)
+        known = [name for name in scores.metrics_of(table) if name in gate.methods]
+        found = _rows(database, "true", known)
+    passed = passes(found, gate)
+    return float(passed.mean()) if len(passed) else None
+
+
+def passes(rows: pa.Table, gate: Gate) -> Booleans:
+    """(N,) whether each row's scores pass; a method without a column, or a score that failed, votes low."""
+    voters = gate.voters(allow_fallback=True)
+    votes = np.stack(
+        [
+            voter.votes(_numbers(rows, voter.name), np.zeros(rows.num_rows, dtype=np.bool_), "reject")
+            for voter in voters
+        ],
+        axis=1,
+    )
+    return gates.decide(votes, gate.votes_needed).passed
+
+
+def _numbers(rows: pa.Table, name: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    if name not in rows.column_names:
+        return np.full(rows.num_rows, np.nan)
+    return np.asarray(rows[name].to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _count(database: "duckdb.DuckDBPyConnection", where: str) -> int:
+    return int(database.sql(f"SELECT count(*) FROM scores WHERE {where}").fetchall()[0][0])
+
+
+def _rows(database: "duckdb.DuckDBPyConnection", where: str, metrics: Sequence[str]) -> pa.Table:
+    values = "".join(f", {identifier(name)}" for name in metrics)
+    return database.sql(
+        f"""SELECT image_id, coalesce(error_code, '') AS code,
+            CASE WHEN make IS NULL AND model IS NULL THEN '' ELSE concat_ws(' ', make, model) END AS camera,
+            CASE WHEN contains(image_id, '/') THEN split_part(image_id, '/', 1) ELSE '' END AS folder{values}
+        FROM scores WHERE {where} ORDER BY md5(image_id), image_id LIMIT {_MOST}"""
+    ).to_arrow_table()
+
+
+def _window(database: "duckdb.DuckDBPyConnection", where: str, metrics: Sequence[str], gate: Gate | None) -> Window:
+    rows = _rows(database, where, metrics)
+    strata = {name: _largest(rows[name].to_pylist()) for name in (CAMERA, FOLDER)}
+    return Window(
+        scores={name: _numbers(rows, name) for name in metrics},
+        passed=passes(rows, gate) if gate is not None else None,
+        codes=rows["code"].to_pylist(),
+        strata=strata,
+    )
+
+
+def _largest(labels: Sequence[str]) -> list[str]:
+    """The labels, empty for those that are not among the most frequent."""
+    names, counts = np.unique(np.asarray(labels, dtype=object).astype(str), return_counts=True)
+    kept = set(names[np.argsort(-counts, kind="stable")][:_MOST_STRATA].tolist())
+    return [label if label in kept else "" for label in labels]
+
+
+def _new(reference: Window, tonight: Window) -> dict[str, float]:
+    # New folders are what a feed is made of.
+    labels, known = tonight.strata[CAMERA], set(reference.strata[CAMERA])
+    return {
+        f"{CAMERA} {value}": sum(label == value for label in labels) / len(labels)
+        for value in sorted({label for label in labels if label} - known)
+    }
