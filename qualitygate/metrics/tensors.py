@@ -35,6 +35,7 @@ class BatchScorer:
     measure: (B, H, W, 3) uint8 on the device -> (B, K).
     score: a photograph and its K numbers -> its score.
     refuse: why a photograph has no score whatever its pixels, if so.
+    known: the score of a photograph for which another formula has left all that is needed, if so.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class BatchScorer:
         score: Callable[[Photograph, Numbers], Score],
         refuse: Callable[[Photograph], Failure | None],
         *,
+        known: Callable[[Photograph], Score | None] = lambda _: None,
         name: str,
         device: Device,
         compiled: bool = False,
@@ -51,6 +53,7 @@ class BatchScorer:
         self._measure = Compiled(measure, name, dynamic=True) if compiled else measure
         self._score = score
         self._refuse = refuse
+        self._known = known
         self._name = name
         self._device = device
         self._pixels = pixels
@@ -62,6 +65,8 @@ class BatchScorer:
         for index, photograph in enumerate(photographs):
             if failure := self._refuse(photograph):
                 scores[index] = failure
+            elif (score := self._known(photograph)) is not None:
+                scores[index] = score
             else:
                 sizes.setdefault((photograph.height, photograph.width), []).append(index)
         waiting = list(sizes.values())
