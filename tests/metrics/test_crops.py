@@ -38,7 +38,7 @@ def all_cut(photograph: Photograph, count: int) -> torch.Tensor:
     """Every crop of the grid in order, duplicates repeated: (count, 3, 224, 224) in [0, 1]."""
     height, width, _ = crops.enlarged(photograph.height, photograph.width)
     found = crops.grid(photograph.height, photograph.width, count)
-    pixels = crops.stack([crops.cut(photograph, crop) for crop in found], "cpu")
+    pixels = crops.stack([crops.cut(photograph, crop) for crop in found])
     where = {(crop.top, crop.left): pixels[i] for i, crop in enumerate(found)}
     down, across = (height - 224) // math.isqrt(count), (width - 224) // math.isqrt(count)
     side = math.ceil(math.sqrt(count))
@@ -78,6 +78,15 @@ def test_a_long_strip_costs_the_memory_of_its_crops():
         pixels = crops.cut(photograph, crop)
         assert pixels.shape == (224, 224, 3)
         assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
+
+
+def test_what_is_enlarged_is_sent_to_the_device(monkeypatch):
+    sent = []
+    monkeypatch.setattr(crops, "upload", lambda pixels, device: sent.append(device) or pixels)
+    crop = crops.Crop(top=0, left=0, times=1)
+    there = crops.cut(noise(100, 80), crop, "cuda")
+    assert sent == ["cuda"]
+    assert torch.equal(there, crops.cut(noise(100, 80), crop))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_whole_photographs_score_as_in_pyiqa(stock, scores):
 def test_each_crop_scores_as_in_pyiqa(stock, state):
     """One crop of each photograph in one batch, both networks alone, crops' pixels given."""
     photographs = diverse().values()
-    pixels = crops.stack([crops.cut(p, crops.grid(p.height, p.width, 25)[-1]) for p in photographs], "cpu")
+    pixels = crops.stack([crops.cut(p, crops.grid(p.height, p.width, 25)[-1]) for p in photographs])
     network = hyperiqa.HyperIqa().eval()
     network.load_state_dict(state, strict=True)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (hyperiqa.MEAN, hyperiqa.STD))
