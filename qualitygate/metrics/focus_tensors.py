@@ -78,7 +78,11 @@ def high_pass(x: torch.Tensor, dim: int, high: list[float], back: list[float]) -
         for place in range(1, 6):
             part = part + taps[place] * detail.narrow(dim, place, pairs)
         parts.append(part)
-    return torch.stack(parts, dim=dim + 1).flatten(dim, dim + 1).narrow(dim, 0, size)
+    both = torch.stack(parts, dim=dim + 1).flatten(dim, dim + 1)
+    if torch.compiler.is_compiling():
+        # The same numbers, but one graph for odd and even sizes; interpreted it would be a copy.
+        return both.index_select(dim, torch.arange(size, device=x.device))
+    return both.narrow(dim, 0, size)
 
 
 def wavelet_sum(rgb_BHWC: torch.Tensor, high: list[float], back: list[float]) -> torch.Tensor:

@@ -1,9 +1,13 @@
 """Photographs that the tests of metrics share: those in scikit-image's wheel, and made-up ones at the edges."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import skimage.data
+import torch
 
 from qualitygate.images.photograph import Photograph
 
@@ -72,3 +76,28 @@ def edges() -> dict[str, Photograph]:
         "noise": noise(200, 200),
     }
     return {name: Photograph(np.ascontiguousarray(value)) for name, value in pixels.items()}
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """What torch.compile traces meanwhile, each graph in full or an error; they run interpreted."""
+    torch._dynamo.reset()
+    traced: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        traced.append(graph)
+        return graph.forward
+
+    compiler = torch.compile
+    settings = {"fullgraph": True, "backend": backend}
+    monkeypatch.setattr(torch, "compile", lambda function, **more: compiler(function, **more | settings))
+    return traced
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other make small layers many times slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -144,24 +144,26 @@ def test_other_errors_are_errors():
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_one_graph_serves_all_sizes(photographs, name, monkeypatch):
-    """Traced without a break for any number of photographs of any size; WAVS once for each parity of the sides."""
-    import torch._dynamo
-
-    torch._dynamo.reset()
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **more: real(f, fullgraph=True, **more | {"backend": backend}))
+def test_two_graphs_serve_all_sizes(photographs, name, graphs):
+    """One for a photograph alone, one for several: square, wide, tall, odd and even; squares first."""
     scorer = on_tensors(name, compiled=True)
-    chosen = [photographs[key] for key in ("coffee", "coffee", "clock", "clock", "clock", "chelsea", "chelsea")]
-    expected = on_tensors(name)(fresh(chosen))
-    assert scorer(fresh(chosen)) == pytest.approx(expected, rel=1e-12)
-    assert len(graphs) == (2 if name == "wavs" else 1)
+    astronaut = photographs["astronaut"].rgb
+    square, odd, even, tall = (astronaut[:h, :w] for h, w in ((200, 200), (201, 211), (210, 230), (330, 197)))
+    groups = [[square] * 3, [odd] * 2, [even] * 3, [tall] * 4, [square], [odd], [tall], [even], [odd[:, :201]] * 2]
+    for group in groups:
+        chosen = [Photograph(np.ascontiguousarray(rgb)) for rgb in group]
+        assert scorer(fresh(chosen)) == pytest.approx(on_tensors(name)(fresh(chosen)), rel=1e-12)
+    assert len(graphs) == 2
+
+
+def test_niqes_graphs_stay_within_torchs_limit(photographs, graphs):
+    """A row or a column of blocks alone compiles again: beyond the limit a formula would run interpreted."""
+    scorer = on_tensors("niqe", compiled=True)
+    for height, width in ((192, 192), (96, 200), (200, 96), (96, 96), (100, 191)):
+        rgb = np.ascontiguousarray(photographs["astronaut"].rgb[:height, :width])
+        for count in (1, 2):
+            assert all(isinstance(score, float) for score in scorer([Photograph(rgb) for _ in range(count)]))
+    assert len(graphs) == 8 <= torch._dynamo.config.recompile_limit
 
 
 def test_the_catalogue_gives_them_to_gpus_only():
