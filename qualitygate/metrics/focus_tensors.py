@@ -15,7 +15,7 @@ from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import focus
 from qualitygate.metrics.metric import Device, Score, Scorer
-from qualitygate.metrics.tensors import BatchScorer, Numbers, reflected
+from qualitygate.metrics.tensors import BatchScorer, Numbers, leading, reflected
 
 REACH = 5  # pairs beyond its own that a db6 projection needs on either side
 LOW_BITS = (1 << 32) - 1
@@ -78,11 +78,7 @@ def high_pass(x: torch.Tensor, dim: int, high: list[float], back: list[float]) -
         for place in range(1, 6):
             part = part + taps[place] * detail.narrow(dim, place, pairs)
         parts.append(part)
-    both = torch.stack(parts, dim=dim + 1).flatten(dim, dim + 1)
-    if torch.compiler.is_compiling():
-        # The same numbers, but one graph for odd and even sizes; interpreted it would be a copy.
-        return both.index_select(dim, torch.arange(size, device=x.device))
-    return both.narrow(dim, 0, size)
+    return leading(torch.stack(parts, dim=dim + 1).flatten(dim, dim + 1), dim, size)
 
 
 def wavelet_sum(rgb_BHWC: torch.Tensor, high: list[float], back: list[float]) -> torch.Tensor:

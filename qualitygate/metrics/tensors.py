@@ -115,3 +115,14 @@ def reflected(start: int, stop: int, step: int, size: int, device: torch.device)
     """Indices start, start + step, ... below stop into a symmetrically extended signal: ... 1 0 | 0 1 2 ..."""
     index = torch.arange(start, stop, step, device=device) % (2 * size)
     return torch.where(index < size, index, 2 * size - 1 - index)
+
+
+def leading(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """The first `size` of x along `dim`.
+
+    Compiled it is a gather, which is the same graph whether that is all of x or not; a view would be compiled once for
+    each. Interpreted it is the view.
+    """
+    if torch.compiler.is_compiling():
+        return x.index_select(dim, torch.arange(size, device=x.device))
+    return x.narrow(dim, 0, size)

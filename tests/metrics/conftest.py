@@ -1,13 +1,13 @@
 """Photographs that the tests of metrics share: those in scikit-image's wheel, and made-up ones at the edges."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import skimage.data
 import torch
+import torch._dynamo.utils
 
 from qualitygate.images.photograph import Photograph
 
@@ -79,19 +79,18 @@ def edges() -> dict[str, Photograph]:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
-    """What torch.compile traces meanwhile, each graph in full or an error; they run interpreted."""
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many graphs torch.compile has kept since; each is whole, or it raises. They run interpreted.
+
+    Traced down to torch's basic operations, where some sizes need a graph of their own that needn't further up.
+    """
     torch._dynamo.reset()
-    traced: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
-        traced.append(graph)
-        return graph.forward
-
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
     compiler = torch.compile
-    settings = {"fullgraph": True, "backend": backend}
+    settings = {"fullgraph": True, "backend": "aot_eager"}
     monkeypatch.setattr(torch, "compile", lambda function, **more: compiler(function, **more | settings))
-    return traced
+    return lambda: counted["unique_graphs"] - before
 
 
 @pytest.fixture(scope="module")
