@@ -17,10 +17,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from qualitygate.cluster import measurement, planning, session
+from qualitygate.cluster import devices, measurement, planning, session
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, ErrorBudgetExceeded, Interrupted, QualityGateError
+from qualitygate.metrics.precision import check_gpu
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import manifest as manifests
 from qualitygate.tables import scores, storage
@@ -189,6 +190,9 @@ def _stream(
         plan, notes = planning.on_device(config, plan, cluster)
         for note in notes:
             progress.note(note)
+        if plan.device == "cuda" and plan.execution.fast and (model := devices.model()) is not None:
+            # Each worker looks at its own, too; here it is said before they start.
+            check_gpu(plan.execution, model)
         pending = _reachable(spool, config, writer.epoch, cluster)
         cost = measurement.measure(plan, pending) if planning.worth_measuring(config, rows) else None
         recorder.cost = cost
