@@ -213,6 +213,12 @@ def test_pools_of_networks_on_gpus_and_without_any() -> None:
     assert (pool.workers, pool.gpus_per_worker, pool.batch_size) == (8, 0.25, 32)
     # Photographs are decoded beside the GPU's work, by as many cores as a worker has and its memory allows.
     assert (pool.task, pool.decoders) == (256, 2)
+    # Between tasks a GPU waits for the first photographs: where it is quick, tasks are as long as a commit.
+    light = replace(on_gpu, metrics=("lapm", "wavs", "musiq"))
+    assert planning.plan_pool(config, light, machine, rows=100_000).task == config.commit_rows == 1000
+    many = config.model_copy(update={"commit_rows": 10_000})
+    assert planning.plan_pool(many, light, machine, rows=100_000).task == 1024
+    assert planning.plan_pool(many, light, machine, rows=10_000).task == 313
     small = session.Cluster(cpus=16, gpus=2, local=True, memory=24 << 30)
     assert planning.plan_pool(ScoreConfig(input="i", output="o"), on_gpu, machine, rows=10_000).decoders == 8
     assert planning.plan_pool(ScoreConfig(input="i", output="o"), on_gpu, small, rows=10_000).decoders == 6
