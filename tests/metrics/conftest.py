@@ -10,6 +10,8 @@ import torch
 import torch._dynamo.utils
 
 from qualitygate.images.photograph import Photograph
+from qualitygate.metrics import crops
+from qualitygate.metrics.metric import Device
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -76,6 +78,29 @@ def edges() -> dict[str, Photograph]:
         "noise": noise(200, 200),
     }
     return {name: Photograph(np.ascontiguousarray(value)) for name, value in pixels.items()}
+
+
+def crop_scorer(
+    evaluate: Callable[[torch.Tensor], torch.Tensor],
+    batch: int = 8,
+    count: int = 20,
+    *,
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    device: Device = "cpu",
+    padded: bool = False,
+) -> crops.CropScorer:
+    """A scorer of 20 crops whose score is the mean of the first value over them."""
+    return crops.CropScorer(
+        evaluate,
+        lambda total: float(total[0]) / count,
+        name="mean red",
+        count=count,
+        mean=mean,
+        std=(1.0, 1.0, 1.0),
+        device=device,
+        batch=batch,
+        padded=padded,
+    )
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ would there. What travels between the CPU and the GPU is counted, because a GPU 
 import numpy as np
 import pytest
 import torch
+from conftest import crop_scorer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -132,17 +133,7 @@ def test_musiqs_batches_of_mixed_sizes(mode, compiled, monkeypatch):
 
 def test_crops_and_formulas_are_uploaded_once(mode):
     one = photograph(300, 310)
-    scorer = crops.CropScorer(
-        lambda x: x.mean((2, 3)),
-        lambda total: 0.0,
-        name="means",
-        count=20,
-        mean=(0.5, 0.5, 0.5),
-        std=(1.0, 1.0, 1.0),
-        device="cuda",
-        batch=8,
-        padded=True,
-    )
+    scorer = crop_scorer(lambda x: x.mean((2, 3)), device="cuda", padded=True)
     tasks = [crops._Task(0, crop) for crop in crops.grid(300, 310, 20)[:7]]
     with Journeys() as journeys:
         assert stays_there(scorer._attempt(tasks, [one], 8), 7, 3)
