@@ -23,6 +23,7 @@ from qualitygate.config import (
     ManifestBuildConfig,
     NightlyConfig,
     PredictConfig,
+    PurgeConfig,
     ReportConfig,
     RobustnessConfig,
     ScoreConfig,
@@ -321,6 +322,20 @@ def vacuum(config: VacuumConfig) -> None:
     output = storage.check_location(config.output, "--output")
     done = upkeep.vacuum(output, timedelta(days=config.keep_days), dry_run=config.dry_run)
     _say(said.as_json(done) if config.as_json else said.of_vacuum(done))
+
+
+@options.verb(app, "purge", PurgeConfig)
+def purge(config: PurgeConfig) -> None:
+    """Erase photographs, by id, from every output below a folder. Exit code 1: some file still holds an id."""
+    from qualitygate.report import upkeep as said
+    from qualitygate.tables import purge as job
+    from qualitygate.tables import storage
+
+    output, ids = storage.check_location(config.output, "--output"), storage.check_location(config.ids, "--ids")
+    done = job.purge(output, ids, apply=config.yes)
+    _say(said.as_json(done) if config.as_json else said.of_purge(done))
+    if done.remaining:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -417,6 +417,17 @@ class VacuumConfig(BaseModel):
     as_json: bool = Field(False, description="say the counts as JSON", json_schema_extra={"flag": "json"})
 
 
+class PurgeConfig(BaseModel):
+    """What `qualitygate purge` does: erase photographs from everything below a folder, and prove it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: str = Field(description="folder or prefix with the outputs of any verbs")
+    ids: str = Field(description="file of the ids: Parquet or CSV with image_id, or text with one a line")
+    yes: bool = Field(False, description="do it; without, only say what would be done")
+    as_json: bool = Field(False, description="say it as JSON", json_schema_extra={"flag": "json"})
+
+
 Config = TypeVar("Config", bound=BaseModel)
 
 

@@ -251,8 +251,8 @@ class _Run:
 def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int) -> None:
     """Score the rows of a folder of Parquet files, and commit them as they arrive."""
     config, recorder, writer = run.config, run.recorder, run.writer
-    recorder.pending = rows
-    recorder.telemetry.started(rows)
+    recorder.pending += rows
+    recorder.telemetry.started(recorder.pending - recorder.rows)
     plan, notes = planning.on_device(config, run.plan, cluster)
     for note in notes:
         run.progress.note(note)

@@ -142,7 +142,7 @@ def _last_commit(folder: str, version: int) -> tuple[str | None, datetime | None
             break
         for line in entry.splitlines():
             info = json.loads(line).get("commitInfo") if line.strip() else None
-            if info and info.get("run_id"):
+            if info and info.get("run_id") and not info["run_id"].startswith(scores.PURGE):
                 return info["run_id"], datetime.fromtimestamp(info["timestamp"] / 1000, UTC)
     return None, None
 

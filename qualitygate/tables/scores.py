@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 APPLICATION = "qualitygate"
 # Key in a commit's metadata: which attempt it was.
 COMMIT = "commit_id"
+# What the run ids of purges begin with: they remove, and score nothing.
+PURGE = "purge-"
 # Operations of commits after which a run goes on as if they weren't there.
 _UPKEEP = {"OPTIMIZE", "VACUUM START", "VACUUM END"}
 logger = logging.getLogger(__name__)
@@ -351,6 +353,15 @@ class Writer:
         if table is None or (table.transaction_version(APPLICATION) or 0) != self.epoch:
             raise Superseded(self._taken_over())
 
+    def _is_taken_over(self) -> bool:
+        try:
+            self.check_current()
+        except Superseded:
+            return True
+        except Exception:  # it can't be asked: what went wrong first stands
+            return False
+        return False
+
     def _taken_over(self) -> str:
         return (
             f"another run has taken over {storage.redact(self._output)!r}; this one stopped, "
@@ -381,6 +392,10 @@ class Writer:
                 )
             )
 
+    def remove(self, image_ids: Sequence[str]) -> None:
+        """Publish the table without the rows of these ids."""
+        self._publish(lambda: delete_ids(self._table, image_ids, self._properties(self.epoch)))
+
     def _publish(self, action: Any) -> None:
         from deltalake.exceptions import CommitFailedError
 
@@ -395,6 +410,9 @@ class Writer:
                     logger.warning("a commit was made although its answer was lost: %s", type(error).__name__)
                     return
                 if not isinstance(error, CommitFailedError):
+                    # A purge takes files away that an older run still builds on.
+                    if self._is_taken_over():
+                        raise Superseded(self._taken_over()) from error
                     raise
                 if not self._moved_past_upkeep():
                     raise Superseded(self._taken_over()) from error
@@ -428,6 +446,22 @@ class Writer:
         except Exception:  # the store can't be asked: the first error stands
             return False
         return True
+
+
+def delete_ids(table: "DeltaTable", image_ids: Sequence[str], properties: "CommitProperties | None" = None) -> None:
+    """Remove rows by id. By a merge: a deletion's condition would keep the ids in the log."""
+    gone = pa.table({"image_id": pa.array(image_ids, pa.string())})
+    (
+        table.merge(
+            gone,
+            "old.image_id = gone.image_id",
+            source_alias="gone",
+            target_alias="old",
+            commit_properties=properties,
+        )
+        .when_matched_delete()
+        .execute()
+    )
 
 
 def _create_or_open(output: str, metrics: Sequence[str]) -> "DeltaTable":
