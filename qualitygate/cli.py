@@ -22,6 +22,7 @@ from qualitygate.config import (
     GateConfig,
     ManifestBuildConfig,
     NightlyConfig,
+    NightlyPlanConfig,
     PredictConfig,
     PurgeConfig,
     ReportConfig,
@@ -518,6 +519,16 @@ def plan_score(config: ScorePlanConfig) -> None:
 
     found = score_costs.estimate(config)
     _say(json.dumps(found, indent=1) + "\n" if config.as_json else said.of_score_plan(found))
+
+
+@options.verb(plan_app, "nightly", NightlyPlanConfig)
+def plan_nightly(config: NightlyPlanConfig) -> None:
+    """What is new, changed and gone since the last night, and the CPU- and GPU-hours that scoring it takes."""
+    from qualitygate.nightly import plan
+    from qualitygate.report import costs as said
+
+    found = plan.estimate(config)
+    _say(json.dumps(found, indent=1) + "\n" if config.as_json else said.of_night_plan(found))
 
 
 @options.verb(plan_app, "study", StudyPlanConfig)

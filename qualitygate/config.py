@@ -382,6 +382,13 @@ class NightlyConfig(BaseModel):
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
 
 
+class NightlyPlanConfig(NightlyConfig):
+    """What `qualitygate plan nightly` does: say what tonight would take. Nothing is written."""
+
+    photographs: int = Field(16, ge=2, le=200, description="so many of the input are timed")
+    as_json: bool = Field(False, description="say it as JSON", json_schema_extra={"flag": "json"})
+
+
 class ReportConfig(BaseModel):
     """What `qualitygate report` does: one page from the outputs of the other verbs."""
 

@@ -20,7 +20,7 @@ from qualitygate.calibration import gate as gates
 from qualitygate.cluster import measurement
 from qualitygate.cluster.planning import gate_voters
 from qualitygate.config import ScoreConfig, ScorePlanConfig
-from qualitygate.errors import ConfigurationError
+from qualitygate.errors import RETRIED_CODES, ConfigurationError
 from qualitygate.images.decode import DecodePolicy
 from qualitygate.metrics import CATALOGUE, PAPER, by_cost
 from qualitygate.metrics.rows import Plan, Request, RowScorer
@@ -167,22 +167,28 @@ def _metrics(config: ScorePlanConfig) -> tuple[list[str], list[str]]:
 
 
 def _left(config: ScorePlanConfig, names: Sequence[str], manifest: manifests.Manifest) -> tuple[dict[str, int], int]:
-    """By metric, the input's photographs that have no score of it yet in --output; and those that lack any."""
+    """By metric, the input's photographs that have no score of it yet in --output; and those that lack any.
+
+    Those that changed since count as without; those that failed for good don't: 'score' leaves both so.
+    """
     table = scores.open_table(config.output) if config.output else None
     if table is None:
         return dict.fromkeys(names, manifest.rows), manifest.rows
     known = scores.metrics_of(table)
-    done = {
-        name: f"({identifier(scores.state_column(name))} IS NOT DISTINCT FROM {literal(scores.OK)})"
-        if name in known
-        else "false"
-        for name in names
-    }
+    again = ", ".join(literal(scores.failed(code)) for code in sorted(RETRIED_CODES))
+
+    def done_by(state: str) -> str:
+        kept = f"{state} = {literal(scores.OK)} OR (starts_with({state}, 'failed:') AND {state} NOT IN ({again}))"
+        return f"coalesce({kept}, false)"
+
+    done = {name: done_by(identifier(scores.state_column(name))) if name in known else "false" for name in names}
     counts = [f"count(*) FILTER ({has})" for has in (*done.values(), " AND ".join(done.values()))]
     with connect() as database:
         scores.register(database, table)
         *by_metric, by_all = database.sql(
-            f"SELECT {', '.join(counts)} FROM scores SEMI JOIN read_parquet({literal(manifest.path)}) USING (image_id)"
+            f"SELECT {', '.join(counts)} FROM scores "
+            f"SEMI JOIN read_parquet({literal(manifest.path)}) AS new ON scores.image_id = new.image_id "
+            "AND (new.etag IS NULL OR new.etag IS NOT DISTINCT FROM scores.etag)"
         ).fetchall()[0]
     left = {name: manifest.rows - count for name, count in zip(names, by_metric, strict=True)}
     return left, manifest.rows - by_all

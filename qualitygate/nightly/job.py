@@ -128,6 +128,24 @@ def _begun(output: str, name: str, before: Night | None) -> Night:
     return night
 
 
+def listed(built: manifest_build.Built) -> dict[str, Any]:
+    """Counts of a listing against the last night's; known: photographs that the last one had."""
+    new = built.images if built.new is None else built.new
+    gone = built.gone or 0
+    return {
+        "images": built.images,
+        "known": built.images - new + gone,
+        "new": new,
+        "changed": built.changed or 0,
+        "gone": gone,
+    }
+
+
+def changed_share(found: Mapping[str, Any]) -> float:
+    """Share of the known photographs that are changed or gone."""
+    return float((found["changed"] + found["gone"]) / found["known"]) if found["known"] else 0.0
+
+
 class _Job:
     """One start of one night."""
 
@@ -272,14 +290,8 @@ class _Job:
         )
         for note in built.notes:
             self._progress.note(note)
-        found: dict[str, Any] = {
-            "images": built.images,
-            "new": built.images if built.new is None else built.new,
-            "changed": built.changed or 0,
-            "gone": built.gone or 0,
-        }
-        known = built.images - found["new"] + found["gone"]
-        share = (found["changed"] + found["gone"]) / known if known else 0.0
+        found = listed(built)
+        known, share = found["known"], changed_share(found)
         few = share <= self._config.max_changed_share
         said = f"{found['changed']:,} of {known:,} known photographs are changed and {found['gone']:,} are gone"
         if not few and not self._config.allow_changes:
