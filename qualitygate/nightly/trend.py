@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         pa.field("new", pa.int64()),
         pa.field("changed", pa.int64()),
         pa.field("gone", pa.int64()),
-        # Share of tonight's photographs that pass the gate in force before the night, of all: the one in force after it.
+        # Shares that pass: of tonight's photographs by the gate before the night, of all by the one in force after it.
         pa.field("coverage_tonight", pa.float64()),
         pa.field("coverage", pa.float64()),
         pa.field("labelled", pa.int64()),

@@ -7,6 +7,7 @@ otherwise one night after the other.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -97,7 +98,7 @@ def days_of(names: Sequence[str]) -> list[int] | None:
         days = [date.fromisoformat(name).toordinal() for name in names]
     except ValueError:
         return None
-    return days if all(one < other for one, other in zip(days, days[1:], strict=False)) else None
+    return days if all(one < other for one, other in pairwise(days)) else None
 
 
 def marks(rows: Rows, line: Timeline) -> list[Mark]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from qualitygate.report import figures, night_figures, records, wording
@@ -140,7 +141,7 @@ def _gaps(names: Sequence[str]) -> list[int]:
     days = night_figures.days_of(names)
     if days is None or len(days) < 3:
         return [0] * len(names)
-    apart = [after - before for before, after in zip(days, days[1:], strict=False)]
+    apart = [after - before for before, after in pairwise(days)]
     usual = sorted(apart)[len(apart) // 2]
     return [0, *(step - usual if step > usual else 0 for step in apart)]
 
