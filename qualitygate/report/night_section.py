@@ -99,7 +99,7 @@ def _figure(figure: Any, label: str) -> dict[str, str] | None:
 
 
 def _each(methods: Sequence[str], draw: Any, what: str) -> list[dict[str, str]]:
-    drawn = (_figure(draw(name), f"{what} {wording.method(name)} over nights.") for name in methods)
+    drawn = (_figure(draw(name), f"{what} {wording.safe(wording.method(name))} over nights.") for name in methods)
     return [figure for figure in drawn if figure is not None]
 
 
