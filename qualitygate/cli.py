@@ -294,10 +294,12 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """How an output folder stands. Exit codes: 0 fine, 1 the last run failed or is too old, 2 nothing is there."""
+    from qualitygate.nightly import standing
     from qualitygate.report import status as job
     from qualitygate.tables import storage
 
-    found = job.read(storage.check_location(folder, "DIR"), max_age_hours=max_age_hours)
+    place = storage.check_location(folder, "DIR")
+    found = job.read(place, max_age_hours=max_age_hours, before=[standing.nightly])
     _say(job.as_json(found) if as_json else job.as_text(found))
     if found.problems:
         raise typer.Exit(1)

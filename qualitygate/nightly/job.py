@@ -445,11 +445,15 @@ class _Job:
                     allow_untrained=self._fitting.allow_untrained if self._fitting else False,
                 )
         in_force = gate_store.current(self._store)
-        found: dict[str, Any] = {"state": state, "checks": [asdict(one) for one in checks]}
+        # Without a gate there is still drift to tell of.
+        found: dict[str, Any] = {
+            "state": state,
+            "checks": [asdict(one) for one in checks],
+            "methods": self._methods(in_force),
+        }
         if in_force is not None and scores.open_table(self._output) is not None:
             found["coverage"] = windows.coverage(self._output, in_force)
             found["coverage_tonight"] = self.night.steps.get("drift", {}).get("coverage")
-            found["methods"] = self._methods(in_force)
             drawn = audit.draw(self._output, self.night.night, in_force, self._config.audit_share, self._labelled())
             found["audit"] = asdict(drawn)
         return found
@@ -467,22 +471,25 @@ class _Job:
         drifted = self._config.accept_drift and self.night.steps["drift"]["drifted"] > 0
         return list(guardrails.of_candidate(self._config, candidate, old, gate_store.read(self._store), drifted))
 
-    def _methods(self, gate: Gate) -> list[dict[str, Any]]:
+    def _methods(self, gate: Gate | None) -> list[dict[str, Any]]:
         """For the trend: each method's line and tonight's drift over all photographs."""
         changes: Sequence[Mapping[str, Any]] = self.night.steps.get("drift", {}).get("changes", [])
         overall = {one["what"]: one for one in changes if one["stratum"] == drift.OVERALL}
         found = []
-        for name in dict.fromkeys([*gate.methods, *(key for key, one in overall.items() if one["psi"] is not None)]):
-            method = gate.content["methods"].get(name, {})
+        methods = gate.content["methods"] if gate is not None else {}
+        for name in dict.fromkeys([*methods, *(key for key, one in overall.items() if one["psi"] is not None)]):
+            method = methods.get(name, {})
             interval = method.get("interval") or (None, None)
+            change = overall.get(name, {})
             found.append(
                 {
                     "method": name,
                     "cutoff": method.get("cutoff"),
                     "low": interval[0],
                     "high": interval[1],
-                    "psi": overall.get(name, {}).get("psi"),
-                    "word": overall.get(name, {}).get("word"),
+                    "psi": change.get("psi"),
+                    "psi_limit": max(self._config.max_psi, change.get("psi_chance") or 0.0),
+                    "word": change.get("word"),
                 }
             )
         return found
