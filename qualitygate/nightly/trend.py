@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
         pa.field("coverage", pa.float64()),
         pa.field("labelled", pa.int64()),
         pa.field("labelled_needed", pa.float64()),
-        # Of those that the gate in force rejects.
+        # Of those that the gate in force rejects; where there is none, the new one.
         pa.field("labelled_rejects", pa.int64()),
         pa.field("rejects_needed", pa.float64()),
         pa.field("drifted", pa.int64()),
@@ -69,6 +69,7 @@ def _row(night: Night) -> dict[str, Any]:
     drift, calibrated = steps.get("drift", {}), steps.get("calibrate", {})
     ended = steps.get("decide", {})
     limits = {check.name: check.limit for check in night.checks}
+    rejects = next((check.value for check in night.checks if check.name == "rejects labelled"), None)
     return {
         "night": night.night,
         "started": night.started,
@@ -88,7 +89,7 @@ def _row(night: Night) -> dict[str, Any]:
         "coverage": ended.get("coverage"),
         "labelled": calibrated.get("labelled"),
         "labelled_needed": limits.get("labelled"),
-        "labelled_rejects": (calibrated.get("kinds") or {}).get("rejected", [None])[0],
+        "labelled_rejects": (calibrated.get("kinds") or {}).get("rejected", [rejects])[0],
         "rejects_needed": limits.get("rejects labelled"),
         "drifted": drift.get("drifted"),
         "methods": ended.get("methods", []),

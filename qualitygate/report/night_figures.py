@@ -158,7 +158,8 @@ def coverage(rows: Rows, line: Timeline, changes: Sequence[Mark]) -> go.Figure |
         ("all photographs, by the gate after the night", "line-gate", "solid", "circle", [r.coverage for r in rows]),
         ("tonight's, by the gate before it", "line-logistic", "dot", "diamond", [r.coverage_tonight for r in rows]),
     ):
-        figure.add_trace(_line(title, values, rows, line, colour=colour, dash=dash, symbol=symbol, form="%{y:.1%}"))
+        if any(value is not None for value in values):
+            figure.add_trace(_line(title, values, rows, line, colour=colour, dash=dash, symbol=symbol, form="%{y:.1%}"))
     for by_hand, title, symbol in ((False, "new gate, by the night", "triangle-down"), (True, "by hand", "star")):
         if drawn := [mark for mark in changes if mark.by_hand == by_hand]:
             figure.add_trace(

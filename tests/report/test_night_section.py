@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from test_page import Parsed, assert_asks_for_nothing
 from qualitygate.config import NightlyConfig, ReportConfig, echo
 from qualitygate.errors import ConfigurationError
 from qualitygate.nightly import record, trend
+from qualitygate.nightly.record import Check
 from qualitygate.report import artefacts, night_figures, night_section, page
 from qualitygate.report.artefacts import Nights
+
+CHECK = Check(name="rejects labelled", passed=False, said="17 of them", value=17, limit=30)
 
 
 def _page(tmp_path: Path, *inputs: Path) -> str:
@@ -282,6 +286,12 @@ def test_the_table_has_every_column_that_the_page_reads(tmp_path: Path) -> None:
     assert set(type(row).model_fields) == set(table.schema.names) == set(trend.SCHEMA.names)
     assert (row.error_limit, row.labelled_needed, row.rejects_needed) == (0.1, 200, 30)
     assert (row.scored, row.failed, row.error_rate) == (400, 2, 0.005)
+    assert row.labelled_rejects == 40
+    # Without a gate before, what the new one rejects is all there is.
+    first = maker.night(0, "promoted", None, 1)
+    steps = {**first.steps, "calibrate": {"labelled": 300, "kinds": None}}
+    maker.write(tmp_path, [replace(first, steps=steps, checks=(CHECK,))])
+    assert _found(tmp_path).rows[0].labelled_rejects == 17
     assert set(record.STATES) == set(night_figures.STATES)
 
 
