@@ -365,7 +365,7 @@ def _blocks(
     journal = CrashJournal.options(  # type: ignore[attr-defined]
         scheduling_strategy=session.beside_driver()
     ).remote()
-    waiting = ray.data.from_arrow(blocks_of(stretches(files, pool.task)))
+    waiting = ray.data.from_blocks(blocks_of(stretches(files, pool.task)))
     settings = WorkerSettings(
         run_id=run_id,
         image_timeout_s=config.image_timeout_s,
