@@ -7,7 +7,7 @@ Makes the manifest and the table (of the real schema, with five metrics), then m
 the join alone, as DuckDB does it over the same two tables with nothing but ids (the reference, in the same run); the
 planning as `score` does it (manifest read and checked, pending rows written); and `score` itself for a minute, on
 photographs that don't exist: seconds until the first rows are committed, and the driver's peak memory meanwhile.
-Prints a Markdown table. Memory is the peak of the process's own (VmHWM), in GiB.
+Prints a Markdown table. Memory is the process's own, at its peak, in GiB.
 """
 
 import argparse
@@ -116,10 +116,10 @@ def planned(folder: Path) -> int:
         )
 
 
-def peak_gib(process: int | str = "self") -> float:
-    """Peak resident memory of a process, in GiB."""
+def memory_gib(process: int | str = "self", kind: str = "VmHWM") -> float:
+    """Resident memory of a process, in GiB: its peak, or with VmRSS now."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
+        if line.startswith(kind):
             return int(line.split()[1]) / (1 << 20)
     return float("nan")
 
@@ -127,7 +127,7 @@ def peak_gib(process: int | str = "self") -> float:
 def _apart(job: Callable[[Path], int], folder: Path, answers: Any) -> None:
     started = time.perf_counter()
     found = job(folder)
-    answers.put((found, time.perf_counter() - started, peak_gib()))
+    answers.put((found, time.perf_counter() - started, memory_gib()))
 
 
 def measured(job: Callable[[Path], int], folder: Path) -> tuple[int, float, float]:
@@ -141,8 +141,8 @@ def measured(job: Callable[[Path], int], folder: Path) -> tuple[int, float, floa
     return found
 
 
-def running(folder: Path, seconds: float) -> tuple[float | None, float, int]:
-    """(seconds until the first commit, the driver's peak in GiB, rows committed) of `score` for so long."""
+def running(folder: Path, seconds: float) -> tuple[float | None, float, float, int]:
+    """(seconds until the first commit, the driver's peak until then and after it, rows committed) of `score`."""
     from qualitygate.tables import scores
 
     table = scores.existing_table(str(folder / "out"))
@@ -155,16 +155,19 @@ def running(folder: Path, seconds: float) -> tuple[float | None, float, int]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    first, peak = None, 0.0
+    first, before_it, after_it = None, 0.0, 0.0
     # The claim of the table is a version of its own.
     while process.poll() is None and (first is None or time.monotonic() - started < first + seconds):
         if first is None and len(list(log.glob("*.json"))) > before + 2:
             first = time.monotonic() - started
-        peak = max(peak, peak_gib(process.pid))
+        if first is None:
+            before_it = memory_gib(process.pid)
+        else:
+            after_it = max(after_it, memory_gib(process.pid, "VmRSS"))
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     process.wait()
-    return first, peak, scores.existing_table(str(folder / "out")).count() - table.count()
+    return first, before_it, after_it, scores.existing_table(str(folder / "out")).count() - table.count()
 
 
 def main() -> None:
@@ -182,12 +185,13 @@ def main() -> None:
         print(f"made {rows:,} rows, {done:,} of them scored, in {time.perf_counter() - started:.0f} s\n", flush=True)
         reference = measured(bare, folder)
         ours = measured(planned, folder)
-        first, peak, committed = running(folder, arguments.seconds)
+        first, before_it, after_it, committed = running(folder, arguments.seconds)
         print("| | found | seconds | ratio | peak GiB |\n|---|---|---|---|---|")
         print(f"| bare join of ids | {reference[0]:,} | {reference[1]:.1f} | 1 | {reference[2]:.2f} |")
         print(f"| planned as by score | {ours[0]:,} | {ours[1]:.1f} | {ours[1] / reference[1]:.1f} | {ours[2]:.2f} |")
         shown = "never" if first is None else f"{first:.1f}"
-        print(f"| score: until the first commit | {committed:,} rows in all | {shown} | | {peak:.2f} |")
+        print(f"| score: until the first commit | | {shown} | | {before_it:.2f} |")
+        print(f"| score: the minute after it | {committed:,} committed | | | {after_it:.2f} |")
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder)

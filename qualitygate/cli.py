@@ -22,6 +22,7 @@ from qualitygate.config import (
     GateConfig,
     ManifestBuildConfig,
     NightlyConfig,
+    NightlyPlanConfig,
     PredictConfig,
     PurgeConfig,
     ReportConfig,
@@ -293,10 +294,12 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """How an output folder stands. Exit codes: 0 fine, 1 the last run failed or is too old, 2 nothing is there."""
+    from qualitygate.nightly import standing
     from qualitygate.report import status as job
     from qualitygate.tables import storage
 
-    found = job.read(storage.check_location(folder, "DIR"), max_age_hours=max_age_hours)
+    place = storage.check_location(folder, "DIR")
+    found = job.read(place, max_age_hours=max_age_hours, before=[standing.nightly])
     _say(job.as_json(found) if as_json else job.as_text(found))
     if found.problems:
         raise typer.Exit(1)
@@ -518,6 +521,16 @@ def plan_score(config: ScorePlanConfig) -> None:
 
     found = score_costs.estimate(config)
     _say(json.dumps(found, indent=1) + "\n" if config.as_json else said.of_score_plan(found))
+
+
+@options.verb(plan_app, "nightly", NightlyPlanConfig)
+def plan_nightly(config: NightlyPlanConfig) -> None:
+    """What is new, changed and gone since the last night, and the CPU- and GPU-hours that scoring it takes."""
+    from qualitygate.nightly import plan
+    from qualitygate.report import costs as said
+
+    found = plan.estimate(config)
+    _say(json.dumps(found, indent=1) + "\n" if config.as_json else said.of_night_plan(found))
 
 
 @options.verb(plan_app, "study", StudyPlanConfig)

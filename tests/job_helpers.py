@@ -16,7 +16,7 @@ class Silent:
     def start(self, *, total: int, done: int) -> None:
         self.total, self.done = total, done
 
-    def advance(self, *, rows: int, errors: int) -> None:
+    def advance(self, *, rows: int, errors: int = 0) -> None:
         self.rows += rows
         self.errors += errors
 

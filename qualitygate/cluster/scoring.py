@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qualitygate import logs
-from qualitygate.cluster import measurement, planning, score_costs, session
+from qualitygate.cluster import devices, measurement, planning, score_costs, session
 from qualitygate.cluster.fitting import reason_of
 from qualitygate.cluster.pending import blocks as blocks_of
 from qualitygate.cluster.pending import stretches
@@ -28,6 +28,7 @@ from qualitygate.cluster.scoring_input import Input
 from qualitygate.cluster.telemetry import Telemetry
 from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, DeadlineReached, ErrorBudgetExceeded, Interrupted, QualityGateError
+from qualitygate.metrics.precision import check_gpu
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import runs, scores, storage
 
@@ -255,6 +256,9 @@ def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int) -> None
     plan, notes = planning.on_device(config, run.plan, cluster)
     for note in notes:
         run.progress.note(note)
+    if plan.device == "cuda" and plan.execution.fast and (model := devices.model()) is not None:
+        # Each worker looks at its own, too; here it is said before they start.
+        check_gpu(plan.execution, model)
     files = [(path.name, pq.read_metadata(path).num_rows) for path in sorted(spool.glob("*.parquet"))]
     expected = score_costs.check_budget(config, plan, spool)
     if expected is not None:
@@ -361,7 +365,7 @@ def _blocks(
     journal = CrashJournal.options(  # type: ignore[attr-defined]
         scheduling_strategy=session.beside_driver()
     ).remote()
-    waiting = ray.data.from_arrow(blocks_of(stretches(files, pool.task)))
+    waiting = ray.data.from_blocks(blocks_of(stretches(files, pool.task)))
     settings = WorkerSettings(
         run_id=run_id,
         image_timeout_s=config.image_timeout_s,

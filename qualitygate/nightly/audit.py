@@ -4,6 +4,7 @@ Whether a photograph is drawn is decided by a hash of its id, so the probability
 draws the same ones, and one that is rejected night after night is drawn once. What has a label already isn't drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -56,8 +57,7 @@ def draw(output: str, night: str, gate: Gate, share: float, labelled: pa.Table |
         database.register("done", pa.concat_tables(done))
         rows = database.sql(
             f"SELECT image_id, uri, box{values} FROM scores ANTI JOIN done USING (image_id) "
-            # One that can't be read can't be labelled either.
-            f"WHERE status <> {literal('error')} AND {chance} < {float(share)!r} ORDER BY image_id"
+            f"WHERE {windows.READABLE} AND {chance} < {float(share)!r} ORDER BY image_id"
         ).to_arrow_table()
     rejected = rows.filter(pa.array(~windows.passes(rows, gate))) if rows.num_rows else rows
     count = rejected.num_rows
@@ -94,9 +94,11 @@ class Labelled:
 
 
 def with_probabilities(
-    predictions: pa.Table, output: str, gate: Gate | None, column: str
+    predictions: pa.Table, output: str, gate: Gate | None, column: str, untrusted: Sequence[str] = ()
 ) -> tuple[pa.Table, Labelled | None]:
     """(predictions with the probability of each to be labelled, from how many of which kind it was estimated).
+
+    untrusted: runs whose photographs are none of those that the labelled ones stand for.
 
     A column that the table brings stands. Otherwise photographs that the gate in force passes, and those that it
     rejects, each have the share of their kind that is labelled: post-stratification (Holt & Smith 1979, JRSS A 142,
@@ -108,16 +110,19 @@ def with_probabilities(
     table = scores.existing_table(output)
     methods = [name for name in scores.metrics_of(table) if name in gate.methods]
     values = "".join(f", {identifier(name)}" for name in methods)
+    whole = f"SELECT image_id{values} FROM scores WHERE {windows.of_all_but(untrusted)} AND {windows.READABLE}"
+    # A prediction that failed, of 'predict', tells nothing of its photograph.
+    failed = f"coalesce(CAST(status AS VARCHAR) = {literal('error')}, false)"
+    done = f"WHERE NOT {failed}" if "status" in predictions.column_names else ""
     with connect() as database:
         scores.register(database, table)
-        database.register("labelled", predictions.select(["image_id"]))
-        total = database.sql(f"SELECT count(*) FROM scores WHERE status <> {literal('error')}").fetchall()[0][0]
+        database.register("predictions", predictions)
+        total = database.sql(f"SELECT count(*) FROM ({whole})").fetchall()[0][0]
         rows = database.sql(
-            f"SELECT CAST(labelled.image_id AS VARCHAR) AS image_id{values} FROM labelled "
-            "JOIN scores ON CAST(labelled.image_id AS VARCHAR) = scores.image_id "
-            f"WHERE status <> {literal('error')} ORDER BY 1"
+            f"SELECT * FROM ({whole}) SEMI JOIN (SELECT CAST(image_id AS VARCHAR) AS image_id FROM predictions {done}) "
+            "USING (image_id) ORDER BY image_id"
         ).to_arrow_table()
-    share = windows.coverage(output, gate)
+    share = windows.coverage(output, gate, untrusted=untrusted, readable=True)
     if not rows.num_rows or share is None:
         return predictions, None
     passed = windows.passes(rows, gate)

@@ -26,6 +26,8 @@ _FOLDER = "canary"
 _MANIFEST = ("image_id", "uri", "box", "etag")
 # The store's answer tells nothing of what a score would have been.
 _AWAY = tuple(code.value for code in (ErrorCode.MISSING, ErrorCode.DENIED, ErrorCode.TIMEOUT, ErrorCode.TRANSIENT))
+# The photograph was the end of its worker, which then had no hash of it to tell.
+_ENDED_IT = (ErrorCode.WORKER_CRASH.value, ErrorCode.OUT_OF_MEMORY.value)
 _CPU, _GPU, _FAST = 1e-6, 1e-3, 5e-3
 
 
@@ -161,7 +163,9 @@ def _compared(known: Sequence[Mapping[str, Any]], now: Mapping[str, Any], metric
     largest, worst, definition = 0.0, None, False
     for row in known:
         new = now.get(row["image_id"])
-        if row[metric] is None or new is None or new["error_code"] in _AWAY or new["sha256"] != row["sha256"]:
+        if row[metric] is None or new is None or new["error_code"] in _AWAY:
+            continue
+        if new["sha256"] != row["sha256"] and not (new["sha256"] is None and new["error_code"] in _ENDED_IT):
             continue
         compared += 1
         definition |= new[print_] != row[print_]

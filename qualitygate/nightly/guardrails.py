@@ -12,6 +12,7 @@ from qualitygate.calibration import gate_store, value
 from qualitygate.calibration.drift import COVERAGE, DRIFTED, OVERALL, Change
 from qualitygate.calibration.gate import Gate
 from qualitygate.calibration.gate_store import History
+from qualitygate.calibration.statistics import Floats
 from qualitygate.config import NightlyConfig
 from qualitygate.nightly import windows
 from qualitygate.nightly.record import Check
@@ -23,12 +24,14 @@ _SHOWN = 6
 class Candidate:
     """A gate that was just made. photographs: of calibration.parquet, a row for each it was made on.
 
+    seen: image_id and held_out_passed of those that the gate in force was made on; None where that isn't known.
     refusal: why it can't decide, or None. coverage, coverage_before: of the table's photographs, by it and by the gate
     in force.
     """
 
     gate: Gate
     photographs: pa.Table
+    seen: pa.Table | None
     refusal: str | None
     coverage: float | None
     coverage_before: float | None
@@ -63,7 +66,9 @@ def of_tonight(config: NightlyConfig, rows: int, failed: int, changes: Sequence[
             said=f"tonight's photographs are unlike the reference's: {shown}{more}; look at them, and if it is wanted, "
             "run the night again with --accept-drift"
             if drifted
-            else "tonight's photographs are like the reference's",
+            else "tonight's photographs are like the reference's"
+            if any(one.p_value is not None for one in changes)
+            else "too few photographs, tonight's or the reference's, to speak of drift",
             value=len(drifted),
             limit=0,
         )
@@ -145,8 +150,15 @@ def _moves(new: Candidate, old: Gate | None, drifted: bool) -> Iterator[Check]:
     yield Check(
         name="methods",
         passed=not lost,
-        said=f"{', '.join(lost)} had a cut-off and has none now" if lost else "every method that voted still does",
+        said=f"had a cut-off and has none now: {_lost(new.gate, lost)}"
+        if lost
+        else "every method that voted still does",
     )
+
+
+def _lost(gate: Gate, names: Sequence[str]) -> str:
+    reasons = {name: gate.methods[name].reason if name in gate.methods else "not asked for" for name in names}
+    return "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
 
 
 def _votes(gate: Gate, name: str) -> bool:
@@ -180,16 +192,21 @@ def _coverage(config: NightlyConfig, new: Candidate, drifted: bool) -> Iterator[
 
 
 def _value(config: NightlyConfig, new: Candidate, old: Gate) -> Check:
-    """On the same labelled photographs: the new gate as cross-fitting has it, the old one as it is."""
+    """On the same labelled photographs, each gate on those that it was made from as its cross-fitting has it.
+
+    As it is, a gate does better on its own photographs than on others, and every new one would look worse.
+    """
     rows = new.photographs
     if not set(old.methods) <= set(rows.column_names):
         return Check(name="value", passed=True, said="the gate in force has other methods: it can't be compared")
-    rows = rows.filter(pc.is_valid(rows["held_out_passed"]))
+    known = pa.array(_decisions(rows, old, new.seen), from_pandas=True)
+    both = pc.and_(pc.is_valid(rows["held_out_passed"]), pc.is_valid(known))
+    rows, before = rows.filter(both), known.filter(both.combine_chunks()).to_numpy()
     if not rows.num_rows:
         return Check(name="value", passed=True, said="no gate of other groups could decide: it can't be compared")
     correct = np.asarray(rows["correct"].to_numpy(zero_copy_only=False), dtype=np.bool_)
     shares = np.asarray(rows["held_out_passed"].to_numpy(zero_copy_only=False), dtype=np.float64)
-    found = value.compared(shares, windows.passes(rows, old), correct, _weights(rows), _groups(rows))
+    found = value.compared(shares, before, correct, _weights(rows), _groups(rows))
     if found.youden is None:
         return Check(name="value", passed=True, said="without right and wrong predictions there is nothing to compare")
     # Worse by more than is allowed, and not by chance alone.
@@ -203,6 +220,18 @@ def _value(config: NightlyConfig, new: Candidate, old: Gate) -> Check:
         value=found.youden,
         limit=-config.max_value_loss,
     )
+
+
+def _decisions(rows: pa.Table, old: Gate, seen: pa.Table | None) -> Floats:
+    """(N,) share in which each photograph passes the old gate; NaN where it was made on it and none other could say."""
+    shares = windows.passes(rows, old).astype(np.float64)
+    if seen is not None:
+        held_out = dict(zip(seen["image_id"].to_pylist(), seen["held_out_passed"].to_pylist(), strict=True))
+        for number, image_id in enumerate(rows["image_id"].to_pylist()):
+            if image_id in held_out:
+                share = held_out[image_id]
+                shares[number] = np.nan if share is None else share
+    return shares
 
 
 def _weights(rows: pa.Table) -> Any:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qualitygate import logs
@@ -20,6 +21,7 @@ from qualitygate.calibration import calibrate, drift, gate_store, outputs, sourc
 from qualitygate.calibration import gate as gates
 from qualitygate.calibration.calibrate import Progress
 from qualitygate.calibration.gate import Gate
+from qualitygate.calibration.gate_store import History
 from qualitygate.cluster import score_costs, scoring
 from qualitygate.config import (
     CalibrateConfig,
@@ -36,14 +38,17 @@ from qualitygate.nightly.lock import Lock
 from qualitygate.nightly.record import Check, Night
 from qualitygate.report import costs, page
 from qualitygate.tables import manifest_build, scores, storage, upkeep
-from qualitygate.tables.sql import connect
+from qualitygate.tables.sql import connect, literal
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.parquet"
 REPORT = "report.html"
-# In front of the night's ending: what no second start may do again.
+LABELLED = "labelled.parquet"
 _LONGEST_REASON = 240
+# Checks of a night's photographs; where they hold, its rows are a reference for later nights.
+_SOUND = ("canary", "manifest", "errors", "drift")
+# What no second start does again.
 _ENDED = ("promoted", "kept", "refused", "deadline")
 
 
@@ -92,8 +97,10 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
             job.run()
         except Interrupted:
             raise
-        except QualityGateError as error:
-            _tell(config, job.night, output, state="failed", reasons=(str(error),))
+        except Exception as error:
+            # Whatever it is: nobody watches, and somebody must be told.
+            why = str(error) if isinstance(error, QualityGateError) else f"{type(error).__name__}: {error}"
+            _tell(config, job.night, output, state="failed", reasons=(why,))
             raise
         return Outcome(night=job.night, output=output, already=False)
 
@@ -120,12 +127,30 @@ def _begun(output: str, name: str, before: Night | None) -> Night:
     """A new record. Done again, a night keeps its beginning and the gate that it found."""
     current = gate_store.read(storage.join(output, gates.FOLDER)).current
     in_force = current.gate_id if current else None
-    if before is not None and before.gate_before is not None and current is not None and current.night == name:
+    if before is not None and current is not None and current.night == name:
         # What this very night has promoted is no gate before it.
         in_force = before.gate_before
     night = Night(night=name, started=before.started if before else record.now(), gate_before=in_force)
     record.write(output, night)
     return night
+
+
+def listed(built: manifest_build.Built) -> dict[str, Any]:
+    """Counts of a listing against the last night's; known: photographs that the last one had."""
+    new = built.images if built.new is None else built.new
+    gone = built.gone or 0
+    return {
+        "images": built.images,
+        "known": built.images - new + gone,
+        "new": new,
+        "changed": built.changed or 0,
+        "gone": gone,
+    }
+
+
+def changed_share(found: Mapping[str, Any]) -> float:
+    """Share of the known photographs that are changed or gone."""
+    return float((found["changed"] + found["gone"]) / found["known"]) if found["known"] else 0.0
 
 
 class _Job:
@@ -156,7 +181,7 @@ class _Job:
     def run(self) -> None:
         """All steps that are left."""
         if self.night.state not in _ENDED:
-            storage.write_bytes(self._at("_config.yaml"), echo(self._config).encode())
+            storage.write_bytes(self._at("_config.yaml"), echo(notify.without_secrets(self._config)).encode())
             try:
                 self._measure()
                 state = self._step("decide", self._decide)["state"]
@@ -207,14 +232,13 @@ class _Job:
         """The night has ended: enter how, with every check and reason."""
         checks = tuple(check for step in self.night.steps.values() for check in _checks(step))
         reasons = tuple(check.said for check in checks if not check.passed)
-        sound = ("canary", "manifest", "errors", "drift")
         change = gate_store.read(self._store).current
         self.night = replace(
             self.night,
             state=state,
             finished=record.now(),
             gate_after=change.gate_id if change else None,
-            trusted=all(check.passed for check in checks if check.name in sound),
+            trusted=_is_sound(checks),
             reasons=reasons if state == "refused" else (),
             checks=checks,
         )
@@ -237,6 +261,7 @@ class _Job:
         passed = all(one.passed for one in moved)
         said = (
             f"{same} of {known.num_rows} photographs scored as before"
+            + ("" if same == known.num_rows else ", the others are gone or changed")
             if passed
             else f"scores of the same photographs moved: {canary.said(moved)}; a library, driver or machine has "
             "changed: go back to the one before, or score all again with 'qualitygate score --backfill'"
@@ -272,14 +297,8 @@ class _Job:
         )
         for note in built.notes:
             self._progress.note(note)
-        found: dict[str, Any] = {
-            "images": built.images,
-            "new": built.images if built.new is None else built.new,
-            "changed": built.changed or 0,
-            "gone": built.gone or 0,
-        }
-        known = built.images - found["new"] + found["gone"]
-        share = (found["changed"] + found["gone"]) / known if known else 0.0
+        found = listed(built)
+        known, share = found["known"], changed_share(found)
         few = share <= self._config.max_changed_share
         said = f"{found['changed']:,} of {known:,} known photographs are changed and {found['gone']:,} are gone"
         if not few and not self._config.allow_changes:
@@ -318,13 +337,33 @@ class _Job:
             stats = scoring.run(self._score, self._progress, run_id=self.night.run_id, deadline=self.deadline).stats
         except DeadlineReached as error:
             self._progress.note(str(error))
-            return {"rows": None, "deadline": True}
-        return {"rows": stats["scored"]["rows"], "deadline": False, "by_status": stats["manifest"]["by_status"]}
+            return {"deadline": True}
+        return {"deadline": False, "by_status": stats["manifest"]["by_status"]}
+
+    def _others(self) -> list[Night]:
+        return [night for night in record.all_of(self._output) if night.night != self.night.night]
+
+    def _unfinished(self) -> list[Night]:
+        """Nights that never ended and whose photographs no later one has judged: tonight does.
+
+        A killed job whose night nobody started again; its photographs are scored, and nobody has looked at them.
+        """
+        others = self._others()
+        judged = {name for night in others if night.state in _ENDED for name in _judged(night)}
+        return [night for night in others if night.state not in _ENDED and night.night not in judged]
 
     def _untrusted(self) -> list[str]:
-        """Runs of nights whose photographs are no reference."""
-        others = [night for night in record.all_of(self._output) if night.night != self.night.night]
-        return [night.run_id for night in others if not night.trusted]
+        """Runs of other nights whose photographs are no reference."""
+        others = self._others()
+        trusted = {name for night in others if night.trusted for name in (night.night, *_judged(night))}
+        return [night.run_id for night in others if night.night not in trusted]
+
+    def _set_aside(self) -> list[str]:
+        """Runs whose photographs count for nothing: a gate made of them is one for what nobody wanted."""
+        tonight = (self.night.run_id, *(Night(night=name, started="").run_id for name in _judged(self.night)))
+        untrusted = [run for run in self._untrusted() if run not in tonight]
+        checks = [check for step in self.night.steps.values() for check in _checks(step)]
+        return untrusted if _is_sound(checks) else [*untrusted, *tonight]
 
     def _drift(self) -> dict[str, Any]:
         limits = drift.Limits(
@@ -334,9 +373,10 @@ class _Job:
             significance=self._config.significance,
             fewest=self._config.min_drift,
         )
+        unfinished = self._unfinished()
         found = windows.read(
             self._output,
-            run_id=self.night.run_id,
+            runs=[self.night.run_id, *(night.run_id for night in unfinished)],
             untrusted=self._untrusted(),
             days=self._config.reference_days,
             gate=self._old(),
@@ -348,6 +388,7 @@ class _Job:
         return {
             "rows": found.rows,
             "failed": found.failed,
+            "unfinished": [night.night for night in unfinished],
             "reference": len(found.reference) if found.reference is not None else 0,
             "changes": [asdict(one) for one in changes],
             "drifted": sum(one.word == drift.DRIFTED for one in changes),
@@ -367,7 +408,7 @@ class _Job:
         column = self._fitting.sampling_column or settings.SAMPLING
         labels = self._at("labelled")
         try:
-            kinds = self._snapshot(self._config.predictions, labels, column)
+            kinds, left_out = self._snapshot(self._config.predictions, labels, column)
             fitting = self._fitting.model_copy(
                 update={
                     "predictions": labels,
@@ -385,40 +426,63 @@ class _Job:
             "refusal": made.refusal,
             "labelled": made.record["rows"],
             "kinds": kinds,
+            "left_out": left_out,
             "checks": [],
         }
 
-    def _snapshot(self, predictions: str, target: str, column: str) -> dict[str, Any] | None:
-        """Copy the predictions, and what 'predict' recorded beside them; returns labelled and all by kind."""
+    def _snapshot(self, predictions: str, target: str, column: str) -> tuple[dict[str, Any] | None, dict[str, int]]:
+        """Copy the predictions, and what 'predict' recorded beside them.
+
+        Returns labelled and all photographs by kind, and how many predictions were left out: of photographs without a
+        row (labels may be ahead of scores), and of nights that nobody trusts.
+        """
+        aside = self._set_aside()
         with TemporaryDirectory(prefix="qualitygate-") as scratch, connect() as database:
             source = sources.open_predictions(database, predictions, Path(scratch))
-            table = database.sql("SELECT * FROM predictions").to_arrow_table()
+            scores.register(database, scores.existing_table(self._output))
+            table = database.sql(
+                f"""SELECT predictions.*, _run IS NOT NULL AS _there, coalesce(_run IN {_texts(aside)}, false) AS _aside
+                FROM predictions LEFT JOIN (SELECT image_id AS _id, run_id AS _run FROM scores)
+                ON {source.text("image_id")} = _id"""
+            ).to_arrow_table()
             folder = source.folder
-        table, kinds = audit.with_probabilities(table, self._output, self._old(), column)
+        # Also of what is left out: it needn't be labelled again.
+        outputs.write_table(self._at(LABELLED), table.select(["image_id"]))
+        there = table["_there"].to_numpy(zero_copy_only=False) | pc.is_null(table["image_id"]).to_numpy()
+        trusted = ~table["_aside"].to_numpy(zero_copy_only=False)
+        left_out = {"without_row": int((~there).sum()), "untrusted": int((~trusted).sum())}
+        table = table.filter(pa.array(there & trusted)).drop_columns(["_there", "_aside"])
+        if not table.num_rows:
+            raise ConfigurationError(
+                f"{source.name}: of {len(there)} labelled photographs {left_out['without_row']} have no row among the "
+                f"scores, and {left_out['untrusted']} are of nights that were refused; label others"
+            )
+        table, kinds = audit.with_probabilities(table, self._output, self._old(), column, aside)
         outputs.write_table(storage.join(target, "predictions.parquet"), table)
         for name in settings.BESIDE_PREDICTIONS:
             data = storage.read_bytes(storage.join(folder, name)) if folder else None
             if data is not None:
                 storage.write_bytes(storage.join(target, name), data)
-        return asdict(kinds) if kinds is not None else None
+        return (asdict(kinds) if kinds is not None else None), left_out
 
     def _labelled(self) -> pa.Table | None:
         """Which photographs have labels, by tonight's copy."""
-        data = storage.read_bytes(self._at("labelled", "predictions.parquet"))
-        return pq.read_table(BytesIO(data), columns=["image_id"]) if data is not None else None
+        data = storage.read_bytes(self._at(LABELLED))
+        return pq.read_table(BytesIO(data)) if data is not None else None
 
     def _decide(self) -> dict[str, Any]:
         """Promote the candidate, or say why not."""
         old = self._old()
         sound = all(check.passed for step in self.night.steps.values() for check in _checks(step))
         step = self.night.steps.get("calibrate", {})
+        history = gate_store.read(self._store)
         deadline = bool(self.night.steps["score"]["deadline"])
         checks: list[Check] = []
         state = "deadline" if deadline else "kept" if sound else "refused"
         if step.get("gate") and not deadline:
             new = gates.load(self._at("gate"))
             if old is None or not gate_store.same(new, old):
-                checks = list(self._candidate(new, old, step["refusal"]))
+                checks = list(self._candidate(new, old, step["refusal"], history))
                 sound = sound and all(check.passed for check in checks)
                 state = "promoted" if sound else "refused"
             if state == "promoted":
@@ -430,47 +494,69 @@ class _Job:
                     reason="every guardrail held",
                     night=self.night.night,
                     fence=self._lock.fence,
+                    # What somebody puts in force from now on isn't what the checks were made against.
+                    before=history.current.gate_id if history.current else None,
                     allow_untrained=self._fitting.allow_untrained if self._fitting else False,
                 )
         in_force = gate_store.current(self._store)
-        found: dict[str, Any] = {"state": state, "checks": [asdict(one) for one in checks]}
+        # Without a gate there is still drift to tell of.
+        found: dict[str, Any] = {
+            "state": state,
+            "checks": [asdict(one) for one in checks],
+            "methods": self._methods(in_force),
+        }
         if in_force is not None and scores.open_table(self._output) is not None:
             found["coverage"] = windows.coverage(self._output, in_force)
             found["coverage_tonight"] = self.night.steps.get("drift", {}).get("coverage")
-            found["methods"] = self._methods(in_force)
             drawn = audit.draw(self._output, self.night.night, in_force, self._config.audit_share, self._labelled())
             found["audit"] = asdict(drawn)
         return found
 
-    def _candidate(self, new: Gate, old: Gate | None, refusal: str | None) -> list[Check]:
+    def _candidate(self, new: Gate, old: Gate | None, refusal: str | None, history: History) -> list[Check]:
         table = pq.read_table(BytesIO(storage.read_bytes(self._at("gate", calibrate.TABLE)) or b""))
-        able = refusal is None
+        able, aside = refusal is None, self._set_aside()
         candidate = guardrails.Candidate(
             gate=new,
             photographs=table,
+            seen=self._seen(),
             refusal=refusal,
-            coverage=windows.coverage(self._output, new) if able else None,
-            coverage_before=windows.coverage(self._output, old) if old is not None and able else None,
+            coverage=windows.coverage(self._output, new, untrusted=aside) if able else None,
+            coverage_before=windows.coverage(self._output, old, untrusted=aside) if old is not None and able else None,
         )
         drifted = self._config.accept_drift and self.night.steps["drift"]["drifted"] > 0
-        return list(guardrails.of_candidate(self._config, candidate, old, gate_store.read(self._store), drifted))
+        checks = list(guardrails.of_candidate(self._config, candidate, old, history, drifted))
+        now = history.current
+        if now is not None and now.night != self.night.night and now.gate_id not in (self.night.gate_before, new.id):
+            said = f"{now.by} put gate {now.gate_id} in force while the night was at work; run it again with --again"
+            checks.append(Check(name="gate in force", passed=False, said=said))
+        return checks
 
-    def _methods(self, gate: Gate) -> list[dict[str, Any]]:
+    def _seen(self) -> pa.Table | None:
+        """The photographs that the gate in force was made from, and how gates of other groups decided on them."""
+        if self.night.gate_before is None:
+            return None
+        data = storage.read_bytes(storage.join(self._store, self.night.gate_before, calibrate.TABLE))
+        return pq.read_table(BytesIO(data), columns=["image_id", "held_out_passed"]) if data is not None else None
+
+    def _methods(self, gate: Gate | None) -> list[dict[str, Any]]:
         """For the trend: each method's line and tonight's drift over all photographs."""
         changes: Sequence[Mapping[str, Any]] = self.night.steps.get("drift", {}).get("changes", [])
         overall = {one["what"]: one for one in changes if one["stratum"] == drift.OVERALL}
         found = []
-        for name in dict.fromkeys([*gate.methods, *(key for key, one in overall.items() if one["psi"] is not None)]):
-            method = gate.content["methods"].get(name, {})
+        methods = gate.content["methods"] if gate is not None else {}
+        for name in dict.fromkeys([*methods, *(key for key, one in overall.items() if one["psi"] is not None)]):
+            method = methods.get(name, {})
             interval = method.get("interval") or (None, None)
+            change = overall.get(name, {})
             found.append(
                 {
                     "method": name,
                     "cutoff": method.get("cutoff"),
                     "low": interval[0],
                     "high": interval[1],
-                    "psi": overall.get(name, {}).get("psi"),
-                    "word": overall.get(name, {}).get("word"),
+                    "psi": change.get("psi"),
+                    "psi_limit": max(self._config.max_psi, change.get("psi_chance") or 0.0),
+                    "word": change.get("word"),
                 }
             )
         return found
@@ -483,7 +569,7 @@ class _Job:
         vacuumed = upkeep.vacuum(self._output, timedelta(days=self._config.keep_days))
         known = canary.read(self._output)
         drawn = 0
-        if self._config.canary and self.night.trusted and (known is None or canary.redefined(known, self._output)):
+        if self._config.canary and self.night.trusted and (known is None or self._worn(known)):
             chosen = canary.choose(self._output, self._config.canary)
             if chosen is not None:
                 canary.write(self._output, chosen)
@@ -493,6 +579,11 @@ class _Job:
             "removed_files": vacuumed.files,
             "canary": drawn,
         }
+
+    def _worn(self, known: pa.Table) -> bool:
+        """Whether a canary can't tell any more: other definitions, or most of its photographs are gone or changed."""
+        compared = self.night.steps["canary"].get("compared")
+        return canary.redefined(known, self._output) or (compared is not None and 2 * compared < known.num_rows)
 
     def _report(self) -> dict[str, Any]:
         """The page; one that can't be made is said, and no reason to fail a night whose gate is decided."""
@@ -507,13 +598,30 @@ class _Job:
         )
         try:
             return {"page": storage.redact(str(page.write(config))), "problem": None}
-        except ConfigurationError as error:
-            self._progress.note(f"no report: {error}")
-            return {"page": None, "problem": str(error)}
+        except Exception as error:
+            problem = str(error) if isinstance(error, QualityGateError) else f"{type(error).__name__}: {error}"
+            logger.warning("no report", exc_info=not isinstance(error, QualityGateError))
+            self._progress.note(f"no report: {storage.redact(problem)}")
+            return {"page": None, "problem": storage.redact(problem)}
 
 
 def _checks(step: Mapping[str, Any]) -> list[Check]:
     return [Check(**one) for one in step.get("checks", ())]
+
+
+def _is_sound(checks: Sequence[Check]) -> bool:
+    return all(check.passed for check in checks if check.name in _SOUND)
+
+
+def _judged(night: Night) -> Sequence[str]:
+    """Unfinished nights whose photographs a night has judged with its own."""
+    found: Sequence[str] = night.steps.get("drift", {}).get("unfinished", ())
+    return found
+
+
+def _texts(values: Sequence[str]) -> str:
+    """SQL for a list of texts, also of none."""
+    return f"({', '.join(map(literal, values)) or 'NULL'})"
 
 
 def _tell(

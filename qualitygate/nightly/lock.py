@@ -15,9 +15,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from qualitygate.errors import ConfigurationError, ImageError, Locked, Superseded
 from qualitygate.tables import storage
@@ -87,7 +86,7 @@ class Lock:
         with self._guard:
             if self._lost:
                 return
-            renewed = Held(**{**_as_dict(self._held), "until": until, "released": released})
+            renewed = replace(self._held, until=until, released=released)
             etag = storage.put_if(self._uri, _bytes(renewed), self._etag)
             if etag is None:
                 self._lost = True
@@ -146,7 +145,8 @@ def read(output: str) -> tuple[Held | None, str | None]:
     if found is None:
         return None, None
     try:
-        return Held(**json.loads(found.data)), found.etag
+        held_ = Held(**json.loads(found.data))
+        return replace(held_, until=float(held_.until), fence=int(held_.fence)), found.etag
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
             f"the lock {storage.redact(uri)!r} is damaged; make sure that no nightly job runs, then delete it"
@@ -160,12 +160,8 @@ def _taken(other: Held, now: float) -> str:
     )
 
 
-def _as_dict(held_: Held) -> dict[str, Any]:
-    return {name: getattr(held_, name) for name in Held.__slots__}
-
-
 def _bytes(held_: Held) -> bytes:
-    return (json.dumps(_as_dict(held_), indent=1) + "\n").encode()
+    return (json.dumps(asdict(held_), indent=1) + "\n").encode()
 
 
 def _host() -> str:
@@ -184,7 +180,9 @@ def _process(number: int) -> str:
     try:
         with open(f"/proc/{number}/stat", encoding="utf-8") as file:
             # The name in parentheses may hold spaces.
-            started = file.read().rpartition(")")[2].split()[19]
+            fields = file.read().rpartition(")")[2].split()
+        # One that has ended stays listed until its parent asks how: nothing of it runs.
+        started = "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         started = ""
     return f"{number}:{started}"

@@ -23,6 +23,8 @@ _MOST = 100_000
 _MOST_STRATA = 20
 _DAY_US = 86_400_000_000
 CAMERA, FOLDER = "camera", "folder"
+# SQL for rows that have any score: what can't be read can't be labelled either.
+READABLE = f"status <> {literal('error')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +41,19 @@ class Windows:
     new_strata: dict[str, float]
 
 
-def read(output: str, *, run_id: str, untrusted: Sequence[str], days: int, gate: Gate | None, fewest: int) -> Windows:
+def read(
+    output: str, *, runs: Sequence[str], untrusted: Sequence[str], days: int, gate: Gate | None, fewest: int
+) -> Windows:
     """The windows of a night.
 
-    run_id: of tonight's rows. untrusted: runs whose rows are no reference. days: how far back the reference goes, from
+    runs: of tonight's rows. untrusted: runs whose rows are no reference. days: how far back the reference goes, from
     tonight's first row; where too few rows (`fewest`) are as young, all older ones are taken.
     """
     table = scores.existing_table(output)
     with connect() as database:
         scores.register(database, table)
-        tonight = f"run_id = {literal(run_id)}"
-        others = ", ".join(literal(one) for one in (run_id, *untrusted))
-        before = f"run_id NOT IN ({others})"
+        tonight = f"NOT ({of_all_but(runs)})"
+        before = of_all_but((*runs, *untrusted))
         rows, failed, first = database.sql(
             f"SELECT count(*), count(*) FILTER (status = 'error'), min(epoch_us(scored_at)) FROM scores WHERE {tonight}"
         ).fetchall()[0]
@@ -71,15 +74,23 @@ def read(output: str, *, run_id: str, untrusted: Sequence[str], days: int, gate:
     )
 
 
-def coverage(output: str, gate: Gate) -> float | None:
-    """Share of all photographs of the table that a gate passes, by a sample of them; None without any row."""
+def coverage(output: str, gate: Gate, *, untrusted: Sequence[str] = (), readable: bool = False) -> float | None:
+    """Share of the table's photographs that a gate passes, by a sample of them; None without any row.
+
+    untrusted: runs whose rows don't count. readable: count those with a score alone.
+    """
     table = scores.existing_table(output)
     with connect() as database:
         scores.register(database, table)
         known = [name for name in scores.metrics_of(table) if name in gate.methods]
-        found = _rows(database, "true", known)
+        found = _rows(database, of_all_but(untrusted) + (f" AND {READABLE}" if readable else ""), known)
     passed = passes(found, gate)
     return float(passed.mean()) if len(passed) else None
+
+
+def of_all_but(runs: Sequence[str]) -> str:
+    """SQL for the table's rows without those of some runs."""
+    return f"run_id NOT IN ({', '.join(map(literal, runs))})" if runs else "true"
 
 
 def passes(rows: pa.Table, gate: Gate) -> Booleans:

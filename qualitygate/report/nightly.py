@@ -12,6 +12,7 @@ _ENDS = {
     "refused": "REFUSED: the gate stays as it was",
     "deadline": "THE DEADLINE CAME: some photographs are not scored yet",
 }
+_LEFT_OUT = {"without_row": "that have no scores", "untrusted": "of nights that were refused for their photographs"}
 _VERBS = {"passed": "passes", "rejected": "rejects"}
 
 
@@ -31,6 +32,8 @@ def of_night(night: Mapping[str, Any]) -> str:
     if "drift" in steps:
         one = steps["drift"]
         lines.append(f"scored:      {one['rows']:,}, {one['failed']:,} of them without any score")
+        if one["unfinished"]:
+            lines.append(f"with those of unfinished nights: {', '.join(one['unfinished'])}")
         if not one["reference"]:
             lines.append("drift:       nothing was scored before, so there is nothing to compare with")
         lines += [
@@ -40,6 +43,9 @@ def of_night(night: Mapping[str, Any]) -> str:
     if steps.get("calibrate", {}).get("gate"):
         one = steps["calibrate"]
         lines.append(f"labelled:    {one['labelled']:,} photographs")
+        for why, count in one["left_out"].items():
+            if count:
+                lines.append(f"left out:    {count:,} labelled photographs {_LEFT_OUT[why]}")
         if kinds := one["kinds"]:
             parts = (f"{part[0]:,} of {part[1]:,} that the gate {_VERBS[kind]}" for kind, part in kinds.items())
             lines.append(f"weighted:    labelled are {' and '.join(parts)}")

@@ -216,9 +216,15 @@ def _put_local_if(uri: str, data: bytes, etag: str | None) -> str | None:
     path = Path(os.fsdecode(local_path(uri)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"_lock-{path.name}")):
-        if change_marks(str(path))[0] != etag:
+        before = change_marks(str(path))[0]
+        if before != etag:
             return None
+        modified = os.stat(path).st_mtime_ns if before is not None else 0
         write_bytes(uri, data)
+        now = os.stat(path)
+        if now.st_mtime_ns <= modified:
+            # File systems count time in ticks: of two writes within one, the second must not look like the first.
+            os.utime(path, ns=(now.st_atime_ns, modified + 1))
         return change_marks(str(path))[0]
 
 
