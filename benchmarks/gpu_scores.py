@@ -4,8 +4,9 @@
     python benchmarks/gpu_scores.py --input PHOTOS/   agreement on your own photographs instead of made-up ones
     python benchmarks/gpu_scores.py --quick           tiny, on a CPU: does the script itself run?
 
-Prints Markdown tables, each as soon as it is measured; what the time doesn't suffice for is a dash. Needs torch, timm,
-OpenCV, numpy, scipy and PyYAML; PyWavelets for WAVS; pyiqa for the other side. Neither Ray nor Delta Lake is imported.
+Prints Markdown tables, row by row as they are measured: memory on mixed sizes first, what compiles last; what the time
+doesn't suffice for is a dash. Needs torch, timm, OpenCV, numpy, scipy and PyYAML; PyWavelets for WAVS; pyiqa for the
+other side. Neither Ray nor Delta Lake is imported.
 
 Networks get seeded random parameters: the same work, meaningless scores. Photographs are decoded pixels in the CPU's
 memory; their upload counts, decoding doesn't. Rates are photographs a second, the best of the repetitions.
@@ -19,7 +20,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ GATE = ("lapm", "wavs", "musiq")
 TENSORS = {"lapv": focus_tensors, "lapm": focus_tensors, "wavs": focus_tensors}
 TENSORS |= {"brisque": scene_tensors, "niqe": scene_tensors}
 AT_ONCE = 32  # photographs that a worker hands to a metric together
+SHARE_OF_SIZES = 0.35  # of the time, for the table of sizes: the rates beside pyiqa's need the most
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 Size = tuple[int, int]  # height, width
 
@@ -79,6 +81,10 @@ class Clock:
     def left(self) -> float:
         """Seconds."""
         return self._end - time.perf_counter()
+
+    def part(self, share: float) -> "Clock":
+        """A clock of this share of what is left."""
+        return Clock(share * max(self.left(), 0) / 60)
 
 
 # ---- photographs -----------------------------------------------------------------------------------------
@@ -125,16 +131,20 @@ def synchronise(device: Device) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """The best rate, in photographs a second, and how long the first run took, which isn't counted."""
+    """The best rate, in photographs a second; how long the first run took, which isn't counted; GiB at the peak."""
 
     best: float | None = None
     first_s: float = 0.0
+    peak: float | None = None
 
 
 def measure(run: Callable[[], Any], photographs: int, device: Device, clock: Clock, seconds: float) -> Rate:
     """Runs for some seconds; nothing when there is no time left."""
     if clock.left() <= 0:
         return Rate()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
     def timed() -> float:
         synchronise(device)
@@ -147,7 +157,8 @@ def measure(run: Callable[[], Any], photographs: int, device: Device, clock: Clo
     least, start = timed(), time.perf_counter()
     while time.perf_counter() - start < seconds and clock.left() > 0:
         least = min(least, timed())
-    return Rate(photographs / least, first)
+    peak = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else None
+    return Rate(photographs / least, first, peak)
 
 
 def ours(scorers: Sequence[Scorer], rgbs: Sequence[np.ndarray]) -> list[list[Score]]:
@@ -221,10 +232,6 @@ class Stock:
     def names(self) -> tuple[str, ...]:
         return tuple(self._networks)
 
-    def forget(self) -> None:
-        """Give its memory back."""
-        self._networks.clear()
-
     def run(self, name: str, rgbs: Sequence[np.ndarray], batch: int) -> None:
         """Networks in several at once compute in half precision by autocast, as their users would."""
         network = self._networks[name]
@@ -282,92 +289,88 @@ class Settings:
     with_reference: bool
 
 
-def measure_references(settings: Settings, clock: Clock) -> dict[str, tuple[float | None, float | None]]:
-    """By metric: pyiqa's rates one at a time and batched."""
-    reason = reference.unavailable()
-    if reason is not None:
-        say(f"\nWithout the other side: {reason}")
-        return {}
-    try:
-        stock = Stock(settings.device)
-    except Exception as error:
-        say(f"\nWithout the other side: pyiqa can't be used here: {type(error).__name__}: {error}")
-        return {}
-    rgbs = pictures([(settings.side, settings.side)] * settings.few)
-    found = {}
-    for name in [name for name in settings.names if name in stock.names]:
-        rates = []
-        for batch in (1, min(16 if name in NETWORKS else 8, settings.few)):
+class References:
+    """pyiqa's side, if it can be had: its rates one at a time and batched, each metric's measured when it is asked."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings, self._clock = settings, clock
+        self._stock: Stock | None = None
+        reason = reference.unavailable() if settings.with_reference else "--no-reference"
+        if reason is None:
             try:
-                run = functools.partial(stock.run, name, rgbs, batch)
-                rates.append(measure(run, len(rgbs), settings.device, clock, settings.seconds).best)
+                self._stock = Stock(settings.device)
             except Exception as error:
-                print(f"(pyiqa's {name} in {batch}: {type(error).__name__}: {error})", file=sys.stderr)
-                rates.append(None)
-        found[name] = (rates[0], rates[1])
-    stock.forget()
-    if settings.device == "cuda":
-        torch.cuda.empty_cache()
-    return found
+                reason = f"pyiqa can't be used here: {type(error).__name__}: {error}"
+        if reason is not None:
+            say(f"\nWithout the other side: {reason}")
+        self._rgbs = pictures([(settings.side, settings.side)] * settings.few)
+        self._found: dict[str, tuple[float | None, float | None]] = {}
+
+    def rates(self, members: Sequence[str]) -> tuple[float | None, float | None]:
+        """Of these metrics, one after another: one photograph at a time, and batched."""
+        known = [self._measured(name) for name in networks_and_two(members)]
+        return together([single for single, _ in known]), together([batched for _, batched in known])
+
+    def forget(self) -> None:
+        """Give its memory back; what was measured stays known."""
+        self._stock = None
+
+    def _measured(self, name: str) -> tuple[float | None, float | None]:
+        if name not in self._found and self._stock is not None:
+            most = min(16 if name in NETWORKS else 8, self._settings.few)
+            self._found[name] = (self._rate(self._stock, name, 1), self._rate(self._stock, name, most))
+        return self._found.get(name, (None, None))
+
+    def _rate(self, stock: Stock, name: str, batch: int) -> float | None:
+        run = functools.partial(stock.run, name, self._rgbs, batch)
+        try:
+            return measure(run, len(self._rgbs), self._settings.device, self._clock, self._settings.seconds).best
+        except Exception as error:
+            print(f"(pyiqa's {name} in {batch}: {type(error).__name__}: {error})", file=sys.stderr)
+            return None
+
+
+def columns_of(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """What is measured: each metric, and the groups of which all metrics are there."""
+    return [*((name,) for name in names), *groups_of(names)]
 
 
 def rates_table(
-    settings: Settings, ways: Sequence[Way], clock: Clock, half_rate: float
-) -> dict[str, dict[str, Scorer]]:
-    """Metric by metric at one size; returns the scorers, loaded, by way."""
-    references = measure_references(settings, clock) if settings.with_reference else {}
-    rgbs = pictures([(settings.side, settings.side)] * settings.count)
-    loaded: dict[str, dict[str, Scorer]] = {}
-    measured: dict[str, dict[str, float | None]] = {}
-    flops: dict[str, float | None] = {}
-    compiling: dict[str, float] = {}
-    for way in ways:
-        loaded[way.title] = load(settings.names, way, settings.device)
-        for name, scorer in loaded[way.title].items():
-            few = rgbs[: settings.few] if way is EXACT and name == "maniqa" else rgbs
-            run = functools.partial(ours, [scorer], few)
+    settings: Settings,
+    ways: Sequence[Way],
+    loaded: dict[str, dict[str, Scorer]],
+    references: References,
+    clock: Clock,
+    half_rate: float,
+) -> None:
+    """Metric by metric at one size, beside pyiqa; a row is printed once it is measured."""
+    size = (settings.side, settings.side)
+    rgbs = pictures([size] * settings.count)
+    titles = [way.title for way in ways]
+    say(f"\n{settings.side} x {settings.side}, {' and '.join(titles)}, photographs a second:")
+    table(["metric", "pyiqa, one at a time", "pyiqa, batched", *titles, "ratio", "TFLOP", "of the rate"])
+    first_runs: dict[str, float] = {}
+    for members in columns_of(settings.names):
+        title = " + ".join(members)
+        measured: list[float | None] = []
+        for way in ways:
+            few = rgbs[: settings.few] if way is EXACT and "maniqa" in members else rgbs
+            run = functools.partial(ours, [loaded[way.title][name] for name in members], few)
             rate = measure(run, len(few), settings.device, clock, settings.seconds)
-            measured.setdefault(name, {})[way.title] = rate.best
-            if way.compiled:
-                compiling[name] = rate.first_s
-            print(f"({way.title}: {name} {shown(rate.best)} img/s)", file=sys.stderr, flush=True)
-            if way is EXACT and name in NETWORKS and clock.left() > 0:
-                flops[name] = work(scorer, (settings.side, settings.side))
-        groups = {" + ".join(group): group for group in groups_of(settings.names)}
-        for title, group in groups.items():
-            scorers = [loaded[way.title][name] for name in group]
-            few = rgbs[: settings.few] if way is EXACT and "maniqa" in group else rgbs
-            run = functools.partial(ours, scorers, few)
-            rate = measure(run, len(few), settings.device, clock, settings.seconds)
-            measured.setdefault(title, {})[way.title] = rate.best
-    say(f"\n{settings.side} x {settings.side}, photographs a second:")
-    table(
-        [
-            "metric",
-            "pyiqa, one at a time",
-            "pyiqa, batched",
-            *(way.title for way in ways),
-            "ratio",
-            "TFLOP",
-            "of the rate",
-        ]
-    )
-    for title, by_way in measured.items():
-        members = title.split(" + ")
-        single, batched = (
-            together([references.get(name, (None, None))[i] for name in members if name in networks_and_two(members)])
-            for i in (0, 1)
-        )
-        best = max((rate for rate in by_way.values() if rate), default=None)
+            measured.append(rate.best)
+            if way.compiled and rate.best and len(members) == 1:
+                first_runs[title] = rate.first_s
+        counted = title in NETWORKS and clock.left() > 0
+        total = work(loaded[EXACT.title][title], size) if counted else None
+        single, batched = references.rates(members)
+        best = max((rate for rate in measured if rate), default=None)
         ratio = f"{best / single:.1f}" if best and single else "-"
-        total = flops.get(title)
         share = f"{best * total / half_rate:.0%}" if best and total else "-"
-        cells = [shown(by_way.get(way.title)) for way in ways]
-        say("| " + " | ".join([named(title), shown(single), shown(batched), *cells, ratio, shown(total), share]) + " |")
-    if compiling:
-        told = ", ".join(f"{name} {shown(seconds)}" for name, seconds in compiling.items())
+        cells = [named(title), *map(shown, (single, batched, *measured)), ratio, shown(total), share]
+        say("| " + " | ".join(cells) + " |")
+    if first_runs:
+        told = ", ".join(f"{name} {shown(seconds)}" for name, seconds in first_runs.items())
         say(f"\nSeconds of the first run, compiling included where the cache was empty: {told}.")
-    return loaded
 
 
 def networks_and_two(members: Sequence[str]) -> list[str]:
@@ -385,22 +388,20 @@ def groups_of(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [group for group in (("brisque", "niqe"), GATE, PAPER) if set(group) <= set(names)]
 
 
-def sizes_table(settings: Settings, loaded: dict[str, Scorer], way: Way, clock: Clock) -> None:
+def sizes_table(
+    settings: Settings, sizes: dict[str, list[Size]], loaded: dict[str, Scorer], way: Way, clock: Clock
+) -> None:
     """Sizes against metrics, for one way, with the peak of the GPU's memory."""
-    columns = [*[(name,) for name in settings.names], *groups_of(settings.names)]
+    columns = columns_of(settings.names)
     say(f"\nSizes, {way.title}, photographs a second (GiB of GPU memory at the peak):")
     table(["size", *(named(" + ".join(column)) for column in columns)])
-    for title, sizes in settings.sizes.items():
-        rgbs = pictures(sizes)
+    for title, size in sizes.items():
+        rgbs = pictures(size)
         cells = []
         for column in columns:
-            if settings.device == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
             run = functools.partial(ours, [loaded[name] for name in column], rgbs)
-            rate = measure(run, len(rgbs), settings.device, clock, settings.seconds / 2).best
-            peak = torch.cuda.max_memory_reserved() / 2**30 if settings.device == "cuda" else None
-            cells.append(f"{shown(rate)} ({shown(peak)})" if rate else "-")
+            rate = measure(run, len(rgbs), settings.device, clock, settings.seconds / 2)
+            cells.append(f"{shown(rate.best)} ({shown(rate.peak)})" if rate.best else "-")
         say("| " + " | ".join([title, *cells]) + " |")
 
 
@@ -414,12 +415,12 @@ def formula_on_cpu(name: str, rgbs: Sequence[np.ndarray]) -> tuple[list[Score], 
 
 
 def agreement_table(
-    settings: Settings, loaded: dict[str, dict[str, Scorer]], ways: Sequence[Way], clock: Clock
+    settings: Settings, names: Sequence[str], ways: Sequence[Way], loaded: dict[str, dict[str, Scorer]], clock: Clock
 ) -> None:
     """Half precision against float32 on seeded parameters, and each formula against its CPU kernel."""
     say(f"\nAgreement on {len(settings.agreeing)} photographs, seeded parameters:")
     table(["metric", "compared", "largest error, share of the 5-95 % range", "of the standard deviation", "SRCC"])
-    for name in settings.names:
+    for name in names:
         if clock.left() <= 0:
             say(f"| {name} | - | - | - | - |")
             continue
@@ -471,7 +472,7 @@ def settings_of(arguments: argparse.Namespace, device: Device) -> Settings:
         say("Without WAVS: PyWavelets, which has its filter, is absent.")
         names = tuple(name for name in names if name != "wavs")
     if arguments.quick:
-        sizes = {"96": [(96, 96)] * 2, "mixed": [(96, 120), (130, 100)]}
+        sizes = {"mixed": [(96, 120), (130, 100)], "96": [(96, 96)] * 2}
         agreeing = pictures([(100, 110)] * 3)
         return Settings(
             device=device,
@@ -485,10 +486,9 @@ def settings_of(arguments: argparse.Namespace, device: Device) -> Settings:
             with_reference=not arguments.no_reference,
         )
     sizes = {
-        "512 x 512": [(512, 512)] * 64,
-        "1024 x 1024": [(1024, 1024)] * 64,
-        "12 MP": [(3000, 4000)] * 8,
         "mixed 1-12 MP": [(1024, 1024), (1000, 1500), (2000, 3000), (3000, 4000)] * 4,
+        "12 MP": [(3000, 4000)] * 8,
+        "512 x 512": [(512, 512)] * 64,
     }
     agreeing = (
         read(arguments.input, 128) if arguments.input else pictures([(512 + 16 * (i % 9), 640) for i in range(64)])
@@ -530,9 +530,21 @@ def main() -> None:
     said = ", ".join(f"{name} {shown(rate)}" for name, rate in rates.items())
     say(f"\nDense products, TFLOP/s: {said} (float32 without TF32). Shares below are of float16's.")
     ways = [EXACT, FAST] + ([] if arguments.no_compile or arguments.quick else [FAST_COMPILED])
-    loaded = rates_table(settings, ways, clock, rates["float16"])
-    agreement_table(settings, loaded, ways, clock)
-    sizes_table(settings, loaded[ways[-1].title], ways[-1], clock)
+    loaded = {way.title: load(settings.names, way, device) for way in ways}
+    # What compiles comes last: it takes minutes, and a run that is cut short has the rest. Memory on mixed sizes first.
+    sizes_table(settings, settings.sizes, loaded[FAST.title], FAST, clock.part(SHARE_OF_SIZES))
+    references = References(settings, clock)
+    rates_table(settings, (EXACT, FAST), loaded, references, clock, rates["float16"])
+    references.forget()
+    agreement_table(settings, settings.names, (EXACT, FAST), loaded, clock)
+    if FAST_COMPILED in ways:
+        # Networks first: they take the time, and gain the most.
+        settings = replace(settings, names=tuple(sorted(settings.names, key=lambda name: name not in NETWORKS)))
+        rates_table(settings, (FAST_COMPILED,), loaded, references, clock, rates["float16"])
+        mixed = {title: sizes for title, sizes in settings.sizes.items() if title.startswith("mixed")}
+        sizes_table(settings, mixed, loaded[FAST_COMPILED.title], FAST_COMPILED, clock)
+        only = tuple(name for name in settings.names if name in NETWORKS)
+        agreement_table(settings, only, (EXACT, FAST_COMPILED), loaded, clock)
     say(
         f"\n{AT_ONCE} photographs at a time, metric after metric; pixels are uploaded once for all metrics. Groups of "
         "pyiqa's: one metric after another, without the focus measures, which it lacks. `ratio`: the fastest of ours "

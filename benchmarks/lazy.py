@@ -6,6 +6,9 @@
 Both sides score the same photographs in turns. The gate's lines are laid so that LAPM and WAVS disagree on the share of
 photographs that is asked for (20 %): there MUSIQ decides, elsewhere nothing waits for it. MUSIQ is untrained, which
 changes its scores and not its cost. The decisions of both sides are compared; a difference is an error.
+
+Needs the package with its dependencies, pyarrow among them, because rows are made as in a job, and scikit-image for the
+photographs.
 """
 
 import argparse

@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         logs.set_up(verb="run_rayjob")
         if logs.form() == logs.TEXT:
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-        rayjob = _read(path)
+        rayjob = read(path)
         missing = [key for key in ("JOB_NAME", "JOB_UID", "NAMESPACE") if not os.environ.get(key)]
         if missing:
             raise ConfigurationError(
@@ -163,7 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if succeeded else 1
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The RayJob of a YAML file. Raises ConfigurationError when it is none."""
     try:
         rayjob = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

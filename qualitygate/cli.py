@@ -22,7 +22,9 @@ from qualitygate.config import (
     GateConfig,
     ManifestBuildConfig,
     NightlyConfig,
+    NightlyPlanConfig,
     PredictConfig,
+    PurgeConfig,
     ReportConfig,
     RobustnessConfig,
     ScoreConfig,
@@ -239,6 +241,9 @@ def score(
     max_cpu_hours: Annotated[
         float | None, typer.Option(help="Refuse to start where it would take more hours of one core.")
     ] = None,
+    metrics_textfile: Annotated[
+        str | None, typer.Option(help="File (.prom) for the run's numbers, for node_exporter's textfile collector.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of the same keys.")] = None,
 ) -> None:
     """Score every image that has no valid row yet. Exit codes: 0 done, 2 to mend, 3 too many errors, 130 stopped."""
@@ -289,10 +294,12 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """How an output folder stands. Exit codes: 0 fine, 1 the last run failed or is too old, 2 nothing is there."""
+    from qualitygate.nightly import standing
     from qualitygate.report import status as job
     from qualitygate.tables import storage
 
-    found = job.read(storage.check_location(folder, "DIR"), max_age_hours=max_age_hours)
+    place = storage.check_location(folder, "DIR")
+    found = job.read(place, max_age_hours=max_age_hours, before=[standing.nightly])
     _say(job.as_json(found) if as_json else job.as_text(found))
     if found.problems:
         raise typer.Exit(1)
@@ -318,6 +325,20 @@ def vacuum(config: VacuumConfig) -> None:
     output = storage.check_location(config.output, "--output")
     done = upkeep.vacuum(output, timedelta(days=config.keep_days), dry_run=config.dry_run)
     _say(said.as_json(done) if config.as_json else said.of_vacuum(done))
+
+
+@options.verb(app, "purge", PurgeConfig)
+def purge(config: PurgeConfig) -> None:
+    """Erase photographs, by id, from every output below a folder. Exit code 1: some file still holds an id."""
+    from qualitygate.report import upkeep as said
+    from qualitygate.tables import purge as job
+    from qualitygate.tables import storage
+
+    output, ids = storage.check_location(config.output, "--output"), storage.check_location(config.ids, "--ids")
+    done = job.purge(output, ids, apply=config.yes)
+    _say(said.as_json(done) if config.as_json else said.of_purge(done))
+    if done.remaining:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -500,6 +521,16 @@ def plan_score(config: ScorePlanConfig) -> None:
 
     found = score_costs.estimate(config)
     _say(json.dumps(found, indent=1) + "\n" if config.as_json else said.of_score_plan(found))
+
+
+@options.verb(plan_app, "nightly", NightlyPlanConfig)
+def plan_nightly(config: NightlyPlanConfig) -> None:
+    """What is new, changed and gone since the last night, and the CPU- and GPU-hours that scoring it takes."""
+    from qualitygate.nightly import plan
+    from qualitygate.report import costs as said
+
+    found = plan.estimate(config)
+    _say(json.dumps(found, indent=1) + "\n" if config.as_json else said.of_night_plan(found))
 
 
 @options.verb(plan_app, "study", StudyPlanConfig)

@@ -1,5 +1,6 @@
 """One typed configuration a job: read from YAML, every key overridable on the command line, echoed with the output."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -57,6 +58,9 @@ class ScoreConfig(BaseModel):
     )
     max_cpu_hours: float | None = Field(
         None, gt=0, description="refuse to start where it would take more hours of one core, by the same estimate"
+    )
+    metrics_textfile: str | None = Field(
+        None, description="file (.prom) for the numbers of the run, as node_exporter's textfile collector reads them"
     )
 
 
@@ -379,6 +383,13 @@ class NightlyConfig(BaseModel):
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
 
 
+class NightlyPlanConfig(NightlyConfig):
+    """What `qualitygate plan nightly` does: say what tonight would take. Nothing is written."""
+
+    photographs: int = Field(16, ge=2, le=200, description="so many of the input are timed")
+    as_json: bool = Field(False, description="say it as JSON", json_schema_extra={"flag": "json"})
+
+
 class ReportConfig(BaseModel):
     """What `qualitygate report` does: one page from the outputs of the other verbs."""
 
@@ -412,6 +423,17 @@ class VacuumConfig(BaseModel):
     keep_days: float = Field(7, ge=1, description="days for which replaced versions can still be read")
     dry_run: bool = Field(False, description="say what would be removed, and remove nothing")
     as_json: bool = Field(False, description="say the counts as JSON", json_schema_extra={"flag": "json"})
+
+
+class PurgeConfig(BaseModel):
+    """What `qualitygate purge` does: erase photographs from everything below a folder, and prove it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output: str = Field(description="folder or prefix with the outputs of any verbs")
+    ids: str = Field(description="file of the ids: Parquet or CSV with image_id, or text with one a line")
+    yes: bool = Field(False, description="do it; without, only say what would be done")
+    as_json: bool = Field(False, description="say it as JSON", json_schema_extra={"flag": "json"})
 
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -462,7 +484,18 @@ def _problem(model: type[BaseModel], problem: Any) -> str:
 
 
 def echo(config: BaseModel) -> str:
-    """The resolved configuration as YAML."""
+    """The resolved configuration as YAML, `masked`."""
     import yaml
 
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    return str(yaml.safe_dump(masked(config.model_dump(mode="json")), sort_keys=False))
+
+
+def masked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without what may be a password: many webhooks have theirs in the path, some programs as an argument."""
+    kept = dict(values)
+    if address := kept.get("notify_webhook"):
+        scheme, _, rest = str(address).partition("://")
+        kept["notify_webhook"] = f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}/***" if rest else "***"
+    if (command := kept.get("notify_command")) and isinstance(command, list | tuple):
+        kept["notify_command"] = [command[0], *("***" for _ in command[1:])]
+    return kept

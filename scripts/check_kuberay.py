@@ -65,6 +65,8 @@ def rayjobs() -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((ROOT / "manifests" / "kubernetes").glob("*.yaml")):
         for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
+            if document["kind"] == "ConfigMap" and "rayjob.yaml" in document["data"]:
+                document = yaml.safe_load(document["data"]["rayjob.yaml"])
             if document["kind"] == "RayJob":
                 found[path.name] = document
     return found

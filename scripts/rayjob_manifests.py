@@ -1,10 +1,11 @@
-"""Writes manifests/kubernetes/rayjob-*.yaml: one RayJob a job, all from the one template below.
+"""Writes manifests/kubernetes/rayjob-*.yaml: one RayJob a job, all from the one template below; also the nightly one.
 
 python scripts/rayjob_manifests.py          # writes the files
 python scripts/rayjob_manifests.py --check  # exit code 1 when one isn't what would be written
 """
 
 import sys
+import textwrap
 import tomllib
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -33,6 +34,8 @@ JOBS = (
     Job(name="predict", module="predict", on_gpus=True, nodes=1, hours=6),
     Job(name="study", module="study", on_gpus=True, nodes=4, hours=72),
 )
+
+NIGHTLY = Job(name="nightly", module="nightly", on_gpus=False, nodes=4, hours=8)
 
 HEADER = "# Written by scripts/rayjob_manifests.py: change it there. docs/deployment.md says how to use this.\n"
 
@@ -147,6 +150,17 @@ $placement
             limits: {cpu: "1", memory: 1Gi}
 """)
 
+# The CronJob's pod creates a RayJob from this file each night.
+CONFIG_MAP = """\
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: qualitygate-rayjob-nightly
+  namespace: qualitygate
+data:
+  rayjob.yaml: |
+"""
+
 SPOT = """\
             # Spot nodes where there are any, by whatever name the cloud gives them.
             affinity:
@@ -193,7 +207,9 @@ def rayjob(job: Job) -> str:
 
 def files() -> dict[Path, str]:
     """Every file that is written, with its text."""
-    return {FOLDER / f"rayjob-{job.name}.yaml": HEADER + rayjob(job) for job in JOBS}
+    found = {FOLDER / f"rayjob-{job.name}.yaml": HEADER + rayjob(job) for job in JOBS}
+    found[FOLDER / "nightly-rayjob.yaml"] = HEADER + CONFIG_MAP + textwrap.indent(rayjob(NIGHTLY), "    ")
+    return found
 
 
 def main() -> int:

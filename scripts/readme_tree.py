@@ -43,6 +43,8 @@ SAID = {
     "manifests/kubernetes": "a RayJob for each job, and what they need around them",
     "manifests/kubernetes/configuration.yaml": "each job's settings, and the environment",
     "manifests/kubernetes/namespace.yaml": "the project's namespace and the most that it may hold",
+    "manifests/kubernetes/nightly.yaml": "the CronJob of the nightly job, and what it may do",
+    "manifests/kubernetes/nightly-rayjob.yaml": "the RayJob that it creates",
     "manifests/kubernetes/network-policy.yaml": "who reaches Ray's pods",
     "manifests/kubernetes/service-account.yaml": "the identity of Ray's pods",
     "manifests/studies/paper.yaml": "the paper's seventy runs",

@@ -405,7 +405,7 @@ def _table(found: Inputs, fits: Mapping[str, Fit], votes: _Votes, accepted: Floa
     columns["passed"] = pa.array(nothing if votes.passed is None else votes.passed, pa.bool_())
     shares = np.full(len(photographs), np.nan) if accepted is None else accepted
     columns["held_out_passed"] = pa.array(shares, mask=np.isnan(shares))
-    if photographs.weight is not None:
+    if photographs.weighted:
         columns["weight"] = pa.array(photographs.weight)
     return pa.table(columns)
 

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from qualitygate.errors import ConfigurationError, GateRefused, ImageError
 from qualitygate.tables import storage
-from qualitygate.tables.scores import SKIPPED_LAZY
 
 FORMAT = "qualitygate-gate"
 VERSION = 1
@@ -58,15 +57,6 @@ class Decisions:
     votes_low: npt.NDArray[np.int64]
     passed: npt.NDArray[np.bool_]
     settled: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """The same for one photograph."""
-
-    votes_low: int
-    passed: bool
-    settled: bool
 
 
 def decide(votes: Votes, votes_needed: int, on_null: Policy = "reject") -> Decisions:
@@ -128,32 +118,6 @@ class Gate:
             f"gate {self.id} can't decide: {voters} of its methods can vote, {self.votes_needed} low votes are needed "
             f"to reject; {'; '.join(without)}; {remedy}"
         )
-
-    def votes(
-        self,
-        values: Mapping[str, float | None],
-        states: Mapping[str, str | None] | None = None,
-        *,
-        on_null: Policy = "reject",
-        allow_fallback: bool = False,
-    ) -> Decision:
-        """One photograph's decision from the scores that are known so far.
-
-        values: None for a score that failed; a method that is absent, or whose state is skipped_lazy, is open.
-        """
-        voters = self.voters(allow_fallback=allow_fallback)
-        states = states or {}
-        scores = [values.get(one.name) for one in voters]
-        skipped = [one.name not in values or states.get(one.name) == SKIPPED_LAZY for one in voters]
-        votes = np.stack(
-            [
-                voter.votes(np.asarray([np.nan if score is None else score]), np.asarray([open_]), on_null)
-                for voter, score, open_ in zip(voters, scores, skipped, strict=True)
-            ],
-            axis=1,
-        )
-        found = decide(votes, self.votes_needed, on_null)
-        return Decision(votes_low=int(found.votes_low[0]), passed=bool(found.passed[0]), settled=bool(found.settled[0]))
 
 
 # ---- as a file -------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def value_of(
 
     passed: (N,) whether each photograph passes, or in which share of the repeats. correct: (N,) whether the classifier
     was right. weight: (N,) positive, of any scale; None where all weigh alike. group: (N,) subjects. Raises ValueError
-    for arrays of different lengths.
+    for arrays of different lengths and for decisions outside [0, 1], such as NaN where no gate could decide.
     """
     accepted, own, members = _checked(correct, weight, group, passed)
     point, drawn = _replicated(accepted, correct, own, members, replicates, seed)
@@ -130,7 +130,10 @@ def _checked(
         raise ValueError(
             f"decisions, outcomes, weights and groups of {sorted(lengths)} photographs; give as many of each"
         )
-    return np.stack([np.asarray(one, dtype=np.float64) for one in passed], axis=1), own, members
+    accepted = np.stack([np.asarray(one, dtype=np.float64) for one in passed], axis=1)
+    if not np.all((accepted >= 0) & (accepted <= 1)):
+        raise ValueError("some decisions are no share in [0, 1]; leave out photographs on which no gate could decide")
+    return accepted, own, members
 
 
 def _replicated(

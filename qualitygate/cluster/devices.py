@@ -1,5 +1,8 @@
 """Where networks run: on the cluster's GPUs when they are wanted and really there."""
 
+from collections.abc import Callable
+from typing import Any
+
 from qualitygate.cluster.planning import Progress
 from qualitygate.cluster.session import Cluster
 from qualitygate.errors import ConfigurationError
@@ -29,13 +32,23 @@ def on_gpu(device: str, cluster: Cluster, workers: int, progress: Progress) -> b
     return False
 
 
+def model() -> str | None:
+    """What a GPU of the cluster is called; None where torch finds none. Needs a session."""
+    found: str | None = _asked_on_a_gpu(_model)
+    return found
+
+
 def _torch_sees_one() -> bool:
+    return bool(_asked_on_a_gpu(_sees_cuda))
+
+
+def _asked_on_a_gpu(question: Callable[[], Any]) -> Any:
     """Asked where a GPU is: the driver's machine may have none, and a cluster may have GPUs in name only."""
     import ray
 
-    asked = ray.remote(_sees_cuda).options(num_cpus=0, num_gpus=1).remote()
+    asked = ray.remote(question).options(num_cpus=0, num_gpus=1).remote()
     try:
-        return bool(ray.get(asked, timeout=_WAIT_FOR_GPU_S))
+        return ray.get(asked, timeout=_WAIT_FOR_GPU_S)
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(asked)
         raise ConfigurationError(
@@ -47,3 +60,9 @@ def _sees_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _model() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

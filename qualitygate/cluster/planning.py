@@ -27,8 +27,9 @@ _MAX_BATCH = 32
 # A task's fixed cost is some ten milliseconds; one of this length makes it small, and still shows progress.
 _TASK_SECONDS = 2.0
 _MAX_TASK = 512
-# Of a GPU's batches: between tasks the GPU waits for the first photographs to be decoded.
-_BATCHES_A_TASK_ON_GPU = 8
+# Of a GPU's batches: between tasks the GPU waits for the first photographs to be decoded, so tasks are long; but not
+# with MANIQA, which takes some ten times as long as all else, and a task is what a dying worker costs.
+_BATCHES_A_TASK_ON_GPU, _BATCHES_A_TASK_OF_MANIQA = 32, 8
 # Below, measuring takes longer than it saves.
 _FEWEST_TO_MEASURE = 1000
 _PREFETCH_LOCAL, _PREFETCH_REMOTE, _MAX_PREFETCH = 1, 8, 64
@@ -259,25 +260,26 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
         cpus_per_worker=cluster.share(workers),
         gpus_per_worker=gpus,
         batch_size=batch,
-        task=_task(config, batch, rows, workers, cost if not networks else None, on_gpu=gpus > 0),
+        task=_task(config, plan, batch, rows, workers, cost if not networks else None),
         threads=cores if networks and cluster.local else 1,
         decoders=decoders,
         prefetch=_prefetch(cost, decoders),
     )
 
 
-def _task(config: ScoreConfig, batch: int, rows: int, workers: int, cost: Cost | None, *, on_gpu: bool) -> int:
+def _task(config: ScoreConfig, plan: Plan, batch: int, rows: int, workers: int, cost: Cost | None) -> int:
     """Photographs a task: by the user's word a batch, else as many as make its fixed cost small."""
     if config.batch_size is not None:
         return batch
-    if on_gpu:
-        wanted = batch * _BATCHES_A_TASK_ON_GPU
+    if plan.device == "cuda":
+        heavy = any(name.startswith("maniqa") for name in plan.metrics)
+        wanted = batch * (_BATCHES_A_TASK_OF_MANIQA if heavy else _BATCHES_A_TASK_ON_GPU)
     elif cost is not None:
-        wanted = math.ceil(_TASK_SECONDS / max(cost.fetch + cost.compute, 1e-6))
+        wanted = min(_MAX_TASK, math.ceil(_TASK_SECONDS / max(cost.fetch + cost.compute, 1e-6)))
     else:
         return batch
     # At the end workers wait for the last task: so tasks are several for each.
-    bounded = max(1, min(wanted, _MAX_TASK, config.commit_rows, math.ceil(rows / (4 * workers))))
+    bounded = max(1, min(wanted, config.commit_rows, math.ceil(rows / (4 * workers))))
     # Of millions of photographs, no more tasks than start in half a minute.
     return max(bounded, math.ceil(rows / MOST_TASKS))
 

@@ -20,7 +20,7 @@ from qualitygate.calibration import gate as gates
 from qualitygate.cluster import measurement
 from qualitygate.cluster.planning import gate_voters
 from qualitygate.config import ScoreConfig, ScorePlanConfig
-from qualitygate.errors import ConfigurationError
+from qualitygate.errors import RETRIED_CODES, ConfigurationError
 from qualitygate.images.decode import DecodePolicy
 from qualitygate.metrics import CATALOGUE, PAPER, by_cost
 from qualitygate.metrics.rows import Plan, Request, RowScorer
@@ -49,19 +49,19 @@ def estimate(config: ScorePlanConfig) -> dict[str, Any]:
     names, voters = _metrics(config)
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
         manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit)
-        left = _left(config, names, manifest)
+        left, to_do = _left(config, names, manifest)
         sample = measurement.some(str(manifest.path), config.photographs)
     policy = DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side)
     by_metric, measured, messages = _by_metric(Plan(metrics=tuple(names), policy=policy), left, sample)
     return {
         "rows": manifest.rows,
-        "to_do": max(left.values()),
-        "bytes": max(left.values()) * measured["bytes"],
-        "requests": max(left.values()),
+        "to_do": to_do,
+        "bytes": to_do * measured["bytes"],
+        "requests": to_do,
         "measured": measured,
         "cores": len(os.sched_getaffinity(0)),
         "metrics": by_metric,
-        "reading_cpu_hours": max(left.values()) * measured["reading"] / 3600,
+        "reading_cpu_hours": to_do * measured["reading"] / 3600,
         "gate": list(voters),
         "messages": [*messages, *manifest.notes],
     }
@@ -166,23 +166,32 @@ def _metrics(config: ScorePlanConfig) -> tuple[list[str], list[str]]:
     return names, voters
 
 
-def _left(config: ScorePlanConfig, names: Sequence[str], manifest: manifests.Manifest) -> dict[str, int]:
-    """By metric, the input's photographs that have no score of it yet in --output."""
+def _left(config: ScorePlanConfig, names: Sequence[str], manifest: manifests.Manifest) -> tuple[dict[str, int], int]:
+    """By metric, the input's photographs that have no score of it yet in --output; and those that lack any.
+
+    Those that changed since count as without; those that failed for good don't: 'score' leaves both so.
+    """
     table = scores.open_table(config.output) if config.output else None
     if table is None:
-        return dict.fromkeys(names, manifest.rows)
+        return dict.fromkeys(names, manifest.rows), manifest.rows
     known = scores.metrics_of(table)
+    again = ", ".join(literal(scores.failed(code)) for code in sorted(RETRIED_CODES))
+
+    def done_by(state: str) -> str:
+        kept = f"{state} = {literal(scores.OK)} OR (starts_with({state}, 'failed:') AND {state} NOT IN ({again}))"
+        return f"coalesce({kept}, false)"
+
+    done = {name: done_by(identifier(scores.state_column(name))) if name in known else "false" for name in names}
+    counts = [f"count(*) FILTER ({has})" for has in (*done.values(), " AND ".join(done.values()))]
     with connect() as database:
         scores.register(database, table)
-        done = {
-            name: database.sql(
-                f"SELECT count(*) FROM scores SEMI JOIN read_parquet({literal(manifest.path)}) USING (image_id) "
-                f"WHERE {identifier(scores.state_column(name))} = {literal(scores.OK)}"
-            ).fetchall()[0][0]
-            for name in names
-            if name in known
-        }
-    return {name: manifest.rows - done.get(name, 0) for name in names}
+        *by_metric, by_all = database.sql(
+            f"SELECT {', '.join(counts)} FROM scores "
+            f"SEMI JOIN read_parquet({literal(manifest.path)}) AS new ON scores.image_id = new.image_id "
+            "AND (new.etag IS NULL OR new.etag IS NOT DISTINCT FROM scores.etag)"
+        ).fetchall()[0]
+    left = {name: manifest.rows - count for name, count in zip(names, by_metric, strict=True)}
+    return left, manifest.rows - by_all
 
 
 def _measured(plan: Plan, sample: Sequence[Request]) -> tuple[dict[str, Any], list[str]]:

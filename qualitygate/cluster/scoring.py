@@ -2,12 +2,13 @@
 
 import json
 import logging
+import shutil
 import threading
 import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,16 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qualitygate import logs
-from qualitygate.cluster import measurement, planning, score_costs, session
+from qualitygate.cluster import devices, measurement, planning, score_costs, session
 from qualitygate.cluster.fitting import reason_of
 from qualitygate.cluster.pending import blocks as blocks_of
 from qualitygate.cluster.pending import stretches
 from qualitygate.cluster.planning import Progress
+from qualitygate.cluster.scoring_input import Input
+from qualitygate.cluster.telemetry import Telemetry
 from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, DeadlineReached, ErrorBudgetExceeded, Interrupted, QualityGateError
+from qualitygate.metrics.precision import check_gpu
 from qualitygate.metrics.rows import Plan
-from qualitygate.tables import manifest as manifests
-from qualitygate.tables import scores, storage
+from qualitygate.tables import runs, scores, storage
 
 logger = logging.getLogger(__name__)
 
@@ -65,21 +68,18 @@ def run(
         raise ConfigurationError("--output is empty; give a folder for the results")
     run_id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     logs.bind(run_id=run_id)
-    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+    telemetry = Telemetry(output)
+    with (
+        telemetry.written(config.metrics_textfile),
+        TemporaryDirectory(prefix="qualitygate-") as scratch,
+        ExitStack() as stack,
+    ):
         plan, notes = planning.plan_scores(config)
-        spooled = Path(scratch) / "manifest.parquet"
         plan = replace(plan, access=_access(config))
-        manifest = manifests.load(
-            config.input,
-            spooled,
-            limit=config.limit,
-            results=scores.table_uri(output),
-            image_column=config.image_column,
-            access=plan.access,
-        )
+        listed = stack.enter_context(Input(config, plan.access, Path(scratch), progress))
         storage.check_writable(output, "--output")
         scores.check_compatible(output, plan.fingerprints(), backfill=config.backfill)
-        for note in (*notes, *manifest.notes):
+        for note in notes:
             progress.note(note)
 
         writer = scores.Writer(output, plan.metrics, run_id, lazy=plan.lazy is not None)
@@ -92,23 +92,43 @@ def run(
             },
         )
         storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
-        recorder = _Recorder(config, writer, progress)
-        spool = Path(scratch) / "pending"
-        rows = scores.write_pending(
-            manifest,
-            writer.table,
-            plan.fingerprints(),
-            retry=config.retry,
-            folder=spool,
-            lazy_gate=plan.lazy.gate_id if plan.lazy else None,
+        recorder = _Recorder(config, writer, progress, telemetry)
+        run_ = _Run(
+            config=config,
+            plan=plan,
+            run_id=run_id,
+            writer=writer,
+            recorder=recorder,
+            worker=worker,
+            progress=progress,
+            deadline=deadline,
         )
-        progress.start(total=manifest.rows, done=manifest.rows - rows)
+        cluster: session.Cluster | None = None
         try:
-            if rows:
-                _stream(config, plan, run_id, writer, spool, rows, recorder, worker, progress, deadline)
+            for number, portion in enumerate(listed.portions()):
+                spool = Path(scratch) / f"pending-{number}"
+                rows = scores.write_pending(
+                    portion,
+                    writer.table,
+                    plan.fingerprints(),
+                    retry=config.retry,
+                    folder=spool,
+                    lazy_gate=plan.lazy.gate_id if plan.lazy else None,
+                )
+                progress.start(total=portion.rows, done=portion.rows - rows)
+                if rows and run_.late():
+                    raise _TimeIsUp
+                if rows:
+                    if cluster is None:
+                        progress.note("starting Ray and the workers, which takes some ten seconds")
+                        cluster = stack.enter_context(session.connect(config.ray_address))
+                    _stream(run_, cluster, spool, rows)
+                progress.stop()
+                shutil.rmtree(spool)
+            manifest = listed.all()
         except (KeyboardInterrupt, _TimeIsUp) as stop:
             recorder.commit()
-            audit = scores.audit(manifest, output, plan.metrics, complete=False)
+            audit = scores.audit(listed.all(), output, plan.metrics, complete=False)
             _write_stats(output, run_id, config, plan, recorder, audit, started, state="interrupted")
             raise (DeadlineReached if isinstance(stop, _TimeIsUp) else Interrupted)(
                 f"stopped with {audit.present} of {audit.expected} rows committed; "
@@ -118,8 +138,9 @@ def run(
             progress.stop()
         audit = scores.audit(manifest, output, plan.metrics, complete=True)
         exceeded = audit.error_rate > config.max_error_rate
-        state = "error_budget_exceeded" if exceeded else "done"
+        state = "error_budget_exceeded" if exceeded else runs.DONE
         stats = _write_stats(output, run_id, config, plan, recorder, audit, started, state=state)
+        telemetry.ended(good=not exceeded)
     if exceeded:
         codes = ", ".join(f"{count} {code}" for code, count in audit.errors_by_code.items())
         raise ErrorBudgetExceeded(
@@ -137,15 +158,19 @@ class _TimeIsUp(Exception):
 class _Recorder:
     """Collects arriving rows, commits them in portions, and keeps count."""
 
-    def __init__(self, config: ScoreConfig, writer: scores.Writer, progress: Progress) -> None:
+    def __init__(self, config: ScoreConfig, writer: scores.Writer, progress: Progress, telemetry: Telemetry) -> None:
         self._config = config
+        self.telemetry = telemetry
+        self.pending = 0
         self._writer = writer
         self._progress = progress
         self._waiting: list[pa.Table] = []
         self._last_commit = time.monotonic()
         self.rows = 0
         self.commits = 0
+        self.batches_lost = 0
         self.by_status: Counter[str] = Counter()
+        self.by_code: Counter[str] = Counter()
         self.stages: dict[str, float] = defaultdict(float)
         self.workers: dict[str, list[str]] = {}
         self.busy_seconds = 0.0
@@ -160,6 +185,13 @@ class _Recorder:
         states = Counter(block["status"].to_pylist())
         self.rows += block.num_rows
         self.by_status += states
+        codes = Counter(block["error_code"].drop_null().to_pylist())
+        self.by_code += codes
+        for status, count in states.items():
+            self.telemetry.count("rows", count, status=status)
+        for code, count in codes.items():
+            self.telemetry.count("errors", count, code=code)
+        self.telemetry.set("rows_pending", max(0, self.pending - self.rows))
         self._progress.advance(rows=block.num_rows, errors=states["error"])
         self._waiting.append(block.drop_columns(["_trace"]))
         full = sum(table.num_rows for table in self._waiting) >= self._config.commit_rows
@@ -173,8 +205,15 @@ class _Recorder:
             for note in ("a worker found no CUDA device where Ray has a GPU: it scores on its CPU", *self.cost_on_cpu):
                 self._progress.note(note)
         self.busy_seconds += trace["seconds"]
+        self.telemetry.count("busy_seconds", trace["seconds"])
+        self.batches_lost += trace["lost"]
+        self.telemetry.count("batches_lost", trace["lost"])
+        self.telemetry.observe("task_rows", trace["rows"])
+        if trace["gpu_memory_bytes"] is not None:
+            self.telemetry.set("gpu_memory_bytes", trace["gpu_memory_bytes"], worker=trace["worker"])
         for stage, seconds in trace["stages"].items():
             self.stages[stage] += seconds
+            self.telemetry.count("stage_seconds", seconds, stage=stage)
 
     def commit(self) -> None:
         """Publish what has arrived."""
@@ -187,62 +226,74 @@ class _Recorder:
         arrived = arrived.drop_columns(["_replaces"]).cast(self._writer.schema)
         self._writer.commit(arrived.filter(pa.compute.invert(replaces)), arrived.filter(replaces))
         self.commits += 1
+        self.telemetry.count("commits")
         logger.info("committed %d rows", arrived.num_rows)
 
 
-def _stream(
-    config: ScoreConfig,
-    plan: Plan,
-    run_id: str,
-    writer: scores.Writer,
-    spool: Path,
-    rows: int,
-    recorder: _Recorder,
-    worker: type | None,
-    progress: Progress,
-    deadline: float | None,
-) -> None:
-    progress.note("starting Ray and the workers, which takes some ten seconds")
-    with session.connect(config.ray_address) as cluster:
-        plan, notes = planning.on_device(config, plan, cluster)
-        for note in notes:
-            progress.note(note)
-        files = [(path.name, pq.read_metadata(path).num_rows) for path in sorted(spool.glob("*.parquet"))]
-        expected = score_costs.check_budget(config, plan, spool)
-        if expected is not None:
-            progress.note(str(expected))
-        pending = _reachable(spool, config, writer.epoch, cluster)
-        cost = measurement.measure(plan, pending) if planning.worth_measuring(config, rows) else None
-        recorder.cost = cost
-        recorder.pool = planning.plan_pool(config, plan, cluster, rows, cost)
-        progress.note("; ".join(str(said) for said in (cost, recorder.pool) if said))
-        recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
-        plan = planning.compiled(
-            replace(plan, at_once=recorder.pool.batch_size, access=plan.access.shared_by(recorder.pool.workers)),
-            recorder.pool,
-            rows,
-        )
-        try:
-            # Closed here whatever happens: Ray's executor, still at work when Ray is shut down, may end this process
-            # with exit code 1 before it has said why.
-            stream = closing(_blocks(config, plan, run_id, writer.schema, pending, files, recorder.pool, worker))
-            with stream as blocks, _patience(progress) as arrived:
-                for block in blocks:
-                    arrived.set()
-                    recorder.add(block)
-                    if deadline is not None and time.time() >= deadline and recorder.rows < rows:
-                        raise _TimeIsUp
-            recorder.commit()
-        except (QualityGateError, _TimeIsUp):
-            raise
-        except Exception as error:
-            # A run that was superseded may find its pending rows gone: say what happened, not where it hurt.
-            writer.check_current()
-            recorder.commit()
-            raise _explained(error) from error
-        finally:
-            if pending != str(spool):
-                storage.delete_folder(pending)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What all portions of a run share."""
+
+    config: ScoreConfig
+    plan: Plan
+    run_id: str
+    writer: scores.Writer
+    recorder: _Recorder
+    worker: type | None
+    progress: Progress
+    deadline: float | None
+
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.time() >= self.deadline
+
+
+def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int) -> None:
+    """Score the rows of a folder of Parquet files, and commit them as they arrive."""
+    config, recorder, writer = run.config, run.recorder, run.writer
+    recorder.pending += rows
+    recorder.telemetry.started(recorder.pending - recorder.rows)
+    plan, notes = planning.on_device(config, run.plan, cluster)
+    for note in notes:
+        run.progress.note(note)
+    if plan.device == "cuda" and plan.execution.fast and (model := devices.model()) is not None:
+        # Each worker looks at its own, too; here it is said before they start.
+        check_gpu(plan.execution, model)
+    files = [(path.name, pq.read_metadata(path).num_rows) for path in sorted(spool.glob("*.parquet"))]
+    expected = score_costs.check_budget(config, plan, spool)
+    if expected is not None:
+        run.progress.note(str(expected))
+    pending = _reachable(spool, config, writer.epoch, cluster)
+    cost = measurement.measure(plan, pending) if planning.worth_measuring(config, rows) else None
+    recorder.cost = cost
+    pool = recorder.pool = planning.plan_pool(config, plan, cluster, rows, cost)
+    run.progress.note("; ".join(str(said) for said in (cost, pool) if said))
+    recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
+    plan = planning.compiled(
+        replace(plan, at_once=pool.batch_size, access=plan.access.shared_by(pool.workers)), pool, rows
+    )
+    before = recorder.rows
+    try:
+        # Closed here whatever happens: Ray's executor, still at work when Ray is shut down, may end this process
+        # with exit code 1 before it has said why.
+        stream = closing(_blocks(config, plan, run.run_id, writer.schema, pending, files, pool, run.worker))
+        with stream as blocks, _patience(run.progress) as arrived:
+            for block in blocks:
+                arrived.set()
+                recorder.add(block)
+                if run.late() and recorder.rows - before < rows:
+                    raise _TimeIsUp
+        recorder.commit()
+    except (QualityGateError, _TimeIsUp):
+        raise
+    except Exception as error:
+        # A run that was superseded may find its pending rows gone: say what happened, not where it hurt.
+        writer.check_current()
+        recorder.commit()
+        raise _explained(error) from error
+    finally:
+        if pending != str(spool):
+            storage.delete_folder(pending)
 
 
 def _access(config: ScoreConfig) -> storage.Access:
@@ -314,7 +365,7 @@ def _blocks(
     journal = CrashJournal.options(  # type: ignore[attr-defined]
         scheduling_strategy=session.beside_driver()
     ).remote()
-    waiting = ray.data.from_arrow(blocks_of(stretches(files, pool.task)))
+    waiting = ray.data.from_blocks(blocks_of(stretches(files, pool.task)))
     settings = WorkerSettings(
         run_id=run_id,
         image_timeout_s=config.image_timeout_s,
@@ -359,7 +410,9 @@ def _write_stats(
             "rows": recorder.rows,
             "rows_per_second": round(recorder.rows / seconds, 3),
             "by_status": dict(recorder.by_status),
+            "by_code": dict(recorder.by_code),
             "commits": recorder.commits,
+            "batches_lost": recorder.batches_lost,
         },
         "manifest": {
             "rows": audit.expected,

@@ -135,7 +135,8 @@ class ScoringWorker:
         for row, request in zip(rows, requests, strict=True):
             row[REPLACES] = request.previous is not None
         if rows:
-            rows[0][TRACE] = json.dumps(self._trace(time.perf_counter() - started))
+            trace = self._trace(time.perf_counter() - started)
+            rows[0][TRACE] = json.dumps({**trace, "rows": len(rows), "lost": times_begun - 1})
         return to_table(rows, self._schema)
 
     def _straight(self, requests: Sequence[Request]) -> list[Row]:
@@ -217,7 +218,15 @@ class ScoringWorker:
             "gpus": context.get_accelerator_ids().get("GPU", []),
             "seconds": seconds,
             "stages": stages,
+            "gpu_memory_bytes": _gpu_memory() if self._device == "cuda" else None,
         }
+
+
+def _gpu_memory() -> int:
+    """Bytes that this process holds of its GPU's memory, in use and kept for the next batch."""
+    import torch
+
+    return int(torch.cuda.memory_reserved())
 
 
 def _result(

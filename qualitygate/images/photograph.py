@@ -35,3 +35,7 @@ class Photograph:
             self._memo[key] = compute(self)
         value: T = self._memo[key]
         return value
+
+    def has(self, key: str) -> bool:
+        """Whether `once` knows the value already."""
+        return key in self._memo

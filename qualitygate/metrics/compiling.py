@@ -6,7 +6,7 @@ TORCHINDUCTOR_CACHE_DIR says otherwise: the first worker of a node compiles, lat
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 class Compiled:
     """A function of tensors, compiled when it is first called; interpreted from then on should that fail.
 
-    dynamic: one compilation for all shapes. Without it one for each shape, so there must be few.
+    dynamic: one compilation for all shapes, but that torch compiles again where a side is 1: a photograph alone has a
+        graph of its own. Without it one for each shape, so there must be few.
     backend: torch's; the tests name others than its own.
     """
 
@@ -32,6 +33,7 @@ class Compiled:
         os.environ.setdefault(CACHE_VARIABLE, str(weights_manifest.cache_folder() / "compiled"))
         self._plain = function
         self._name = name
+        self._dynamic = dynamic
         self._compiled: Callable[..., Any] | None = torch.compile(function, dynamic=dynamic, backend=backend)
 
     @property
@@ -42,6 +44,8 @@ class Compiled:
     def __call__(self, *arguments: Any) -> torch.Tensor:
         if self._compiled is not None:
             try:
+                if self._dynamic:
+                    _mark_sizes(arguments)
                 result: torch.Tensor = self._compiled(*arguments)
                 return result
             except Exception as error:
@@ -52,3 +56,10 @@ class Compiled:
                 logger.warning("%s can't be compiled and runs interpreted: %s", self._name, reason)
                 self._compiled = None
         return self._plain(*arguments)
+
+
+def _mark_sizes(arguments: Iterable[Any]) -> None:
+    """Say that each size may be any: else two that are equal at first, as of a square photograph, must stay so."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            torch._dynamo.maybe_mark_dynamic(argument, list(range(argument.dim())))

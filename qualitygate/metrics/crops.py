@@ -20,7 +20,7 @@ import torch
 
 from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics.memory import is_out_of_memory, pixels
+from qualitygate.metrics.memory import is_out_of_memory, pixels, upload
 from qualitygate.metrics.metric import Device, Score
 from qualitygate.metrics.precision import Precision
 from qualitygate.metrics.reference import full_precision
@@ -95,7 +95,7 @@ def _sources(start: int, length: int, factor: float) -> tuple[slice, torch.Tenso
 
 
 def cut(photograph: Photograph, crop: Crop, device: Device = "cpu") -> torch.Tensor:
-    """The pixels of a crop: (224, 224, 3), uint8 as they are, or float32 in [0, 1] where they are enlarged.
+    """A crop on the device: (224, 224, 3), uint8 pixels as they are, or float32 in [0, 1] where they are enlarged.
 
     On a GPU the photograph is uploaded once, and crops are views of it. What is enlarged comes from the CPU, so
     that it is the same everywhere; such photographs are small.
@@ -111,14 +111,14 @@ def cut(photograph: Photograph, crop: Crop, device: Device = "cpu") -> torch.Ten
     window = pixels(photograph, "cpu")[rows, columns].float() / 255
     down, right = down[:, None, None], right[:, None]
     across = window[:, before] * (1 - right) + window[:, after] * right
-    return across[above] * (1 - down) + across[below] * down
+    return upload(across[above] * (1 - down) + across[below] * down, device)
 
 
-def stack(crops: Sequence[torch.Tensor], device: Device) -> torch.Tensor:
-    """Crops from `cut` on the device as NCHW float32 in [0, 1], channels last in memory."""
+def stack(crops: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Crops from `cut` as NCHW float32 in [0, 1], channels last in memory, on the device where they are."""
     if any(crop.is_floating_point() for crop in crops):
-        crops = [(crop if crop.is_floating_point() else crop.float() / 255).to(device) for crop in crops]
-    pixels_NHWC = torch.stack(list(crops)).to(device)
+        crops = [crop if crop.is_floating_point() else crop.float() / 255 for crop in crops]
+    pixels_NHWC = torch.stack(list(crops))
     if not pixels_NHWC.is_floating_point():
         pixels_NHWC = pixels_NHWC.float() / 255
     return pixels_NHWC.permute(0, 3, 1, 2)
@@ -244,7 +244,7 @@ class CropScorer:
         """
         try:
             cuts = [cut(photographs[task.owner], task.crop, self._device) for task in tasks]
-            pixels_NCHW = (stack(cuts, self._device) - self._mean) / self._std
+            pixels_NCHW = (stack(cuts) - self._mean) / self._std
             if self._padded and len(tasks) < size:
                 pixels_NCHW = filled_up(pixels_NCHW, size)
             return self._evaluate(pixels_NCHW)[: len(tasks)].double()

@@ -16,6 +16,7 @@ from qualitygate.metrics.loading import on_either, one_by_one
 from qualitygate.metrics.metric import Metric, Score
 
 STRIP = 64  # rows (or pairs of them) that the variants hold in float64 at a time
+SUMS = "laplacian_sums"  # under which a photograph keeps what LAPV and LAPM share
 
 
 def laplacian_sums(photograph: Photograph) -> tuple[int, int, int]:
@@ -39,7 +40,7 @@ def lapv(photograph: Photograph) -> Score:
     count = photograph.height * photograph.width
     if count < 2:
         return Failure(ErrorCode.TOO_SMALL, "1 pixel; a sample variance needs 2 or more")
-    first, second, _ = photograph.once("laplacian_sums", laplacian_sums)
+    first, second, _ = photograph.once(SUMS, laplacian_sums)
     return (count * second - first * first) / (6000**2 * count * (count - 1))
 
 
@@ -49,7 +50,7 @@ def lapm(photograph: Photograph) -> Score:
     Lx is [-1 2 -1] along the rows, Ly along the columns, border replicated: Nayar and Nakagawa 1994 in the
     reading of Pertuz 2013 (LAPM). Exact in integers up to one division.
     """
-    _, _, modified = photograph.once("laplacian_sums", laplacian_sums)
+    _, _, modified = photograph.once(SUMS, laplacian_sums)
     return modified / (1000 * photograph.height * photograph.width)
 
 

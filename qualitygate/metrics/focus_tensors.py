@@ -15,7 +15,7 @@ from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import focus
 from qualitygate.metrics.metric import Device, Score, Scorer
-from qualitygate.metrics.tensors import BatchScorer, Numbers, reflected
+from qualitygate.metrics.tensors import BatchScorer, Numbers, leading, reflected
 
 REACH = 5  # pairs beyond its own that a db6 projection needs on either side
 LOW_BITS = (1 << 32) - 1
@@ -78,7 +78,7 @@ def high_pass(x: torch.Tensor, dim: int, high: list[float], back: list[float]) -
         for place in range(1, 6):
             part = part + taps[place] * detail.narrow(dim, place, pairs)
         parts.append(part)
-    return torch.stack(parts, dim=dim + 1).flatten(dim, dim + 1).narrow(dim, 0, size)
+    return leading(torch.stack(parts, dim=dim + 1).flatten(dim, dim + 1), dim, size)
 
 
 def wavelet_sum(rgb_BHWC: torch.Tensor, high: list[float], back: list[float]) -> torch.Tensor:
@@ -91,15 +91,20 @@ def wavelet_sum(rgb_BHWC: torch.Tensor, high: list[float], back: list[float]) ->
     return ((down - diagonal).abs() + (across - diagonal).abs() + diagonal.abs()).sum(dim=(1, 2))[:, None]
 
 
-def _laplacians(score: Callable[[Photograph], Score]) -> Callable[[Photograph, Numbers], Score]:
-    """The score from sums that LAPV and LAPM share."""
+def _laplacians(
+    score: Callable[[Photograph], Score], refuse: Callable[[Photograph], Failure | None], more: dict[str, Any]
+) -> Scorer:
+    """LAPV or LAPM, from sums that they share: whichever comes second finds them with the photograph."""
 
     def finish(photograph: Photograph, row: Numbers) -> Score:
         first, upper, lower, modified = (int(number) for number in row)
-        photograph.once("laplacian_sums", lambda _: (first, (upper << 32) + lower, modified))
+        photograph.once(focus.SUMS, lambda _: (first, (upper << 32) + lower, modified))
         return score(photograph)
 
-    return finish
+    def known(photograph: Photograph) -> Score | None:
+        return score(photograph) if photograph.has(focus.SUMS) else None
+
+    return BatchScorer(laplacian_sums, finish, refuse, known=known, **more)
 
 
 def _wavs(photograph: Photograph, row: Numbers) -> Score:
@@ -119,5 +124,5 @@ def load(name: str, device: Device, *, compiled: bool = False) -> Scorer:
         high, back = (taps.tolist() for taps in focus.wavelet_filters())
         return BatchScorer(lambda rgb: wavelet_sum(rgb, high, back), _wavs, lambda _: None, **more)
     if name == "lapv":
-        return BatchScorer(laplacian_sums, _laplacians(focus.lapv), _refuse_a_pixel, **more)
-    return BatchScorer(laplacian_sums, _laplacians(focus.lapm), lambda _: None, **more)
+        return _laplacians(focus.lapv, _refuse_a_pixel, more)
+    return _laplacians(focus.lapm, lambda _: None, more)

@@ -28,8 +28,17 @@ def pixels(photograph: Photograph, device: Device) -> torch.Tensor:
     """The photograph's pixels on the device, (H, W, 3) uint8; uploaded once for all metrics."""
     if device == "cpu":
         return torch.from_numpy(photograph.rgb)
-    return photograph.once("pixels on the GPU", _uploaded)
+    return photograph.once("pixels on the GPU", lambda _: upload(torch.from_numpy(photograph.rgb), device))
 
 
-def _uploaded(photograph: Photograph) -> torch.Tensor:
-    return torch.from_numpy(photograph.rgb).to("cuda", non_blocking=True)
+def upload(host: torch.Tensor, device: Device) -> torch.Tensor:
+    """The same on the device; on a CPU itself. Nothing waits for the GPU, which fetches it in its turn.
+
+    It does so from page-locked memory alone: from other memory the call may wait until all work before it is done.
+    """
+    return host if device == "cpu" else page_locked(host).to("cuda", non_blocking=True)
+
+
+def page_locked(host: torch.Tensor) -> torch.Tensor:
+    """A copy that the GPU can fetch by itself; torch keeps its memory until then, and for the next one."""
+    return host.pin_memory()

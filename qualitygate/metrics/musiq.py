@@ -7,6 +7,7 @@ cost grows with its area and, from some 3 megapixels, mostly with the square of 
 Suffixes of tensors: B photographs, T tokens, N patches of any photographs, C channels, H rows, W columns.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -407,16 +408,15 @@ class _Scorer:
                 jobs.append(_Job(place, photograph, layout))
         with torch.inference_mode(), full_precision():
             done = [found for batch in self._batches(jobs) for found in self._scores(batch)]
-            # Scores are read here, at the end: until now a GPU computed while the CPU prepared the next batch, but for
-            # the small copies of places that each batch brings.
+            # Scores are read here, at the end: until now a GPU computed while the CPU prepared the next batch.
             for batch, values in done:
                 found = [values] * len(batch) if isinstance(values, Failure) else map(self._checked, values.tolist())
                 scores |= zip((job.place for job in batch), found, strict=True)
         return [scores[place] for place in range(len(photographs))]
 
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        """Photographs of like length together, the longest first, within the budget as it is then."""
-        waiting = sorted(jobs, key=lambda job: (-job.tokens, job.layout[-1].height))
+        """Photographs of like length together, the longest first, one size in a row, within the budget as it is."""
+        waiting = sorted(jobs, key=lambda job: (-job.tokens, job.photograph.height, job.photograph.width))
         while waiting:
             longest = waiting[0].tokens
             most = max(self._budget // longest, 1)
@@ -462,24 +462,25 @@ class _Scorer:
         if mixed:
             # Masks need a length, that of the class token included, of whole eights for the fused kernels.
             longest = -(-(longest + 1) // 8) * 8 - 1
-        shape = (len(batch), longest)
-        x = torch.zeros(*shape, self._network.embedding.out_features, device=self._device)
-        positions, scales = torch.zeros(2, *shape, dtype=torch.int64).unbind()
-        mask = torch.zeros(shape, dtype=torch.bool)
-        same: dict[tuple[musiq_tokens.Scale, ...], list[int]] = {}
+        # Positions, scales and which of them there are go to the device in one piece.
+        table = torch.zeros(3, len(batch), longest, dtype=torch.int64)
         for row, job in enumerate(batch):
             length = job.tokens - 1
-            positions[row, :length], scales[row, :length] = musiq_tokens.places(job.layout)
-            mask[row, :length] = True
-            same.setdefault(job.layout, []).append(row)
-        for layout, rows in same.items():
-            pixels = torch.stack([memory.pixels(batch[row].photograph, self._device) for row in rows])
-            start = 0
+            table[0, row, :length], table[1, row, :length] = musiq_tokens.places(job.layout)
+            table[2, row, :length] = 1
+        # Each in memory of its own: compiled networks want their inputs aligned.
+        positions, scales, present = (part.clone() for part in memory.upload(table, self._device))
+        x = torch.zeros(*table.shape[1:], self._network.embedding.out_features, device=self._device)
+        first = 0
+        for layout, same in itertools.groupby(batch, lambda job: job.layout):
+            pixels = torch.stack([memory.pixels(job.photograph, self._device) for job in same])
+            last, start = first + len(pixels), 0
             for embedded in self._embedded(pixels, layout):
-                x[rows, start : start + embedded.shape[1]] = embedded.to(x.dtype)
+                # A slice of rows: a list of them would be sent to the device, which this would wait for.
+                x[first:last, start : start + embedded.shape[1]] = embedded.to(x.dtype)
                 start += embedded.shape[1]
-        padding = mask.to(self._device) if mixed else None
-        values = self._score(x, positions.to(self._device), scales.to(self._device), padding)
+            first = last
+        values = self._score(x, positions, scales, present.bool() if mixed else None)
         return values.double()
 
     def _embedded(self, pixels_BHWC: torch.Tensor, layout: tuple[musiq_tokens.Scale, ...]) -> Iterator[torch.Tensor]:

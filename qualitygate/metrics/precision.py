@@ -13,6 +13,8 @@ Importing this needs no torch.
 from dataclasses import dataclass
 from typing import Literal
 
+from qualitygate.errors import ConfigurationError
+
 Precision = Literal["float32", "fast"]
 
 # As it stands in fingerprints.
@@ -30,10 +32,12 @@ class Execution:
 
     fast: names of the metrics in half precision; they are float32 on a CPU all the same.
     compiled: let torch compile the networks, which changes no more than the last digits. On a GPU only.
+    gpu: the model on which those in half precision were verified; None where nothing was, as in `verify` itself.
     """
 
     fast: tuple[str, ...] = ()
     compiled: bool = False
+    gpu: str | None = None
 
 
 REFERENCE = Execution()
@@ -42,6 +46,15 @@ REFERENCE = Execution()
 def stored(precision: Precision) -> str:
     """The precision as a fingerprint has it, on a GPU."""
     return HALF if precision == "fast" else EXACT
+
+
+def check_gpu(execution: Execution, gpu: str) -> None:
+    """ConfigurationError where half precision was verified on another model of GPU, whose kernels round elsewhere."""
+    if execution.fast and execution.gpu not in (None, gpu):
+        raise ConfigurationError(
+            f"--precision fast was verified on {execution.gpu!r}, and this GPU is {gpu!r}: run 'qualitygate verify' on "
+            "it, or leave --precision fast out"
+        )
 
 
 def worth_compiling(photographs: int, workers: int) -> bool:

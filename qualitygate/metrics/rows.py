@@ -29,6 +29,7 @@ from qualitygate.images.decode import Box, Decoded, DecodePolicy, decode
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import PUBLISHED, REFERENCE, Execution, Parameters, select
 from qualitygate.metrics.metric import Device, Metric, Score, Scorer
+from qualitygate.metrics.precision import check_gpu
 from qualitygate.tables import scores, storage
 
 logger = logging.getLogger(__name__)
@@ -168,10 +169,15 @@ def _unwatched(_: Sequence[str]) -> AbstractContextManager[None]:
 class RowScorer:
     """Scorers of one plan, loaded once, and the rows that they make.
 
+    Raises ConfigurationError where half precision was verified on another model of GPU than this process has.
     `seconds` adds up the time spent by stage (`fetch`, `decode`, each metric) since the last `take_seconds`.
     """
 
     def __init__(self, plan: Plan, *, run_id: str) -> None:
+        if plan.device == "cuda" and plan.execution.fast:
+            import torch
+
+            check_gpu(plan.execution, torch.cuda.get_device_name())
         self._plan = plan
         self._run_id = run_id
         self._metrics = plan.selected()

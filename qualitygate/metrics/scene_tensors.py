@@ -17,7 +17,7 @@ from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import scene_statistics as scene
 from qualitygate.metrics.metric import Device, Score, Scorer
-from qualitygate.metrics.tensors import BatchScorer, Numbers, reflected
+from qualitygate.metrics.tensors import BatchScorer, Numbers, leading, reflected
 
 # MATLAB's rgb2gray: the first row of the inverse of its YIQ matrix, as the LIVE releases call it.
 RED, GREEN, BLUE = 0.2989360212937755, 0.5870430744511212, 0.1140209042551033
@@ -175,7 +175,8 @@ def _brisque_score(photograph: Photograph, row: Numbers) -> Score:
 def niqe(rgb_BHWC: torch.Tensor, tables: Tables) -> torch.Tensor:
     """NIQE and whether any block has enough structure: (B, 2) float64. Both sides have 96 pixels or more."""
     down, across = rgb_BHWC.shape[1] // scene.NIQE_BLOCK, rgb_BHWC.shape[2] // scene.NIQE_BLOCK
-    luma_BHW = live_luma(rgb_BHWC[:, : down * scene.NIQE_BLOCK, : across * scene.NIQE_BLOCK])
+    whole_blocks = leading(leading(rgb_BHWC, 1, down * scene.NIQE_BLOCK), 2, across * scene.NIQE_BLOCK)
+    luma_BHW = live_luma(whole_blocks)
     features = []
     for plane, unit, side in ((luma_BHW, 1.0, scene.NIQE_BLOCK), (halved(luma_BHW), 1 / 65536, scene.NIQE_BLOCK // 2)):
         border = (RADIUS,) * 4

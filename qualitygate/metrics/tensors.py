@@ -35,6 +35,7 @@ class BatchScorer:
     measure: (B, H, W, 3) uint8 on the device -> (B, K).
     score: a photograph and its K numbers -> its score.
     refuse: why a photograph has no score whatever its pixels, if so.
+    known: the score of a photograph for which another formula has left all that is needed, if so.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class BatchScorer:
         score: Callable[[Photograph, Numbers], Score],
         refuse: Callable[[Photograph], Failure | None],
         *,
+        known: Callable[[Photograph], Score | None] = lambda _: None,
         name: str,
         device: Device,
         compiled: bool = False,
@@ -51,6 +53,7 @@ class BatchScorer:
         self._measure = Compiled(measure, name, dynamic=True) if compiled else measure
         self._score = score
         self._refuse = refuse
+        self._known = known
         self._name = name
         self._device = device
         self._pixels = pixels
@@ -62,6 +65,8 @@ class BatchScorer:
         for index, photograph in enumerate(photographs):
             if failure := self._refuse(photograph):
                 scores[index] = failure
+            elif (score := self._known(photograph)) is not None:
+                scores[index] = score
             else:
                 sizes.setdefault((photograph.height, photograph.width), []).append(index)
         waiting = list(sizes.values())
@@ -110,3 +115,14 @@ def reflected(start: int, stop: int, step: int, size: int, device: torch.device)
     """Indices start, start + step, ... below stop into a symmetrically extended signal: ... 1 0 | 0 1 2 ..."""
     index = torch.arange(start, stop, step, device=device) % (2 * size)
     return torch.where(index < size, index, 2 * size - 1 - index)
+
+
+def leading(x: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """The first `size` of x along `dim`.
+
+    Compiled it is a gather, which is the same graph whether that is all of x or not; a view would be compiled once for
+    each. Interpreted it is the view.
+    """
+    if torch.compiler.is_compiling():
+        return x.index_select(dim, torch.arange(size, device=x.device))
+    return x.narrow(dim, 0, size)

@@ -2,7 +2,8 @@
 
 `verify` scores photographs in float32 and in half precision, in this process, and compares metric by metric. The
 file that it writes is what `score --precision fast --verified FILE` goes by: a metric is computed fast if it passed
-there by the definition that the run has (the same parameters, version, decoder and resolution), else in float32.
+there by the definition that the run has (the same parameters, version, decoder and resolution), else in float32; and
+only on the model of GPU that it was measured on.
 """
 
 import json
@@ -197,6 +198,8 @@ def read(place: str) -> Verification:
 def execution(plan: Plan, verified: str | None) -> tuple[Execution, list[str]]:
     """Which of a plan's metrics `--precision fast` computes in half precision, and a note on each that it doesn't.
 
+    It holds on the model of GPU that they were verified on: `RowScorer` refuses another one.
+
     verified: the file of 'qualitygate verify'. Raises ConfigurationError without one, where a network is asked for.
     """
     if plan.backend != "native":
@@ -227,4 +230,4 @@ def execution(plan: Plan, verified: str | None) -> tuple[Execution, list[str]]:
             notes.append(f"{name} is computed in float32: half precision failed there: {verdict.reason}")
         else:
             fast.append(name)
-    return Execution(fast=tuple(fast)), notes
+    return Execution(fast=tuple(fast), gpu=found.device), notes

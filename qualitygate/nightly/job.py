@@ -138,6 +138,24 @@ def _begun(output: str, name: str, before: Night | None) -> Night:
     return night
 
 
+def listed(built: manifest_build.Built) -> dict[str, Any]:
+    """Counts of a listing against the last night's; known: photographs that the last one had."""
+    new = built.images if built.new is None else built.new
+    gone = built.gone or 0
+    return {
+        "images": built.images,
+        "known": built.images - new + gone,
+        "new": new,
+        "changed": built.changed or 0,
+        "gone": gone,
+    }
+
+
+def changed_share(found: Mapping[str, Any]) -> float:
+    """Share of the known photographs that are changed or gone."""
+    return float((found["changed"] + found["gone"]) / found["known"]) if found["known"] else 0.0
+
+
 class _Job:
     """One start of one night."""
 
@@ -282,14 +300,8 @@ class _Job:
         )
         for note in built.notes:
             self._progress.note(note)
-        found: dict[str, Any] = {
-            "images": built.images,
-            "new": built.images if built.new is None else built.new,
-            "changed": built.changed or 0,
-            "gone": built.gone or 0,
-        }
-        known = built.images - found["new"] + found["gone"]
-        share = (found["changed"] + found["gone"]) / known if known else 0.0
+        found = listed(built)
+        known, share = found["known"], changed_share(found)
         few = share <= self._config.max_changed_share
         said = f"{found['changed']:,} of {known:,} known photographs are changed and {found['gone']:,} are gone"
         if not few and not self._config.allow_changes:
@@ -489,11 +501,15 @@ class _Job:
                     allow_untrained=self._fitting.allow_untrained if self._fitting else False,
                 )
         in_force = gate_store.current(self._store)
-        found: dict[str, Any] = {"state": state, "checks": [asdict(one) for one in checks]}
+        # Without a gate there is still drift to tell of.
+        found: dict[str, Any] = {
+            "state": state,
+            "checks": [asdict(one) for one in checks],
+            "methods": self._methods(in_force),
+        }
         if in_force is not None and scores.open_table(self._output) is not None:
             found["coverage"] = windows.coverage(self._output, in_force)
             found["coverage_tonight"] = self.night.steps.get("drift", {}).get("coverage")
-            found["methods"] = self._methods(in_force)
             drawn = audit.draw(self._output, self.night.night, in_force, self._config.audit_share, self._labelled())
             found["audit"] = asdict(drawn)
         return found
@@ -524,22 +540,25 @@ class _Job:
         data = storage.read_bytes(storage.join(self._store, self.night.gate_before, calibrate.TABLE))
         return pq.read_table(BytesIO(data), columns=["image_id", "held_out_passed"]) if data is not None else None
 
-    def _methods(self, gate: Gate) -> list[dict[str, Any]]:
+    def _methods(self, gate: Gate | None) -> list[dict[str, Any]]:
         """For the trend: each method's line and tonight's drift over all photographs."""
         changes: Sequence[Mapping[str, Any]] = self.night.steps.get("drift", {}).get("changes", [])
         overall = {one["what"]: one for one in changes if one["stratum"] == drift.OVERALL}
         found = []
-        for name in dict.fromkeys([*gate.methods, *(key for key, one in overall.items() if one["psi"] is not None)]):
-            method = gate.content["methods"].get(name, {})
+        methods = gate.content["methods"] if gate is not None else {}
+        for name in dict.fromkeys([*methods, *(key for key, one in overall.items() if one["psi"] is not None)]):
+            method = methods.get(name, {})
             interval = method.get("interval") or (None, None)
+            change = overall.get(name, {})
             found.append(
                 {
                     "method": name,
                     "cutoff": method.get("cutoff"),
                     "low": interval[0],
                     "high": interval[1],
-                    "psi": overall.get(name, {}).get("psi"),
-                    "word": overall.get(name, {}).get("word"),
+                    "psi": change.get("psi"),
+                    "psi_limit": max(self._config.max_psi, change.get("psi_chance") or 0.0),
+                    "word": change.get("word"),
                 }
             )
         return found

@@ -13,6 +13,8 @@ from qualitygate.tables import storage
 FORMAT = "qualitygate-night"
 VERSION = 1
 NIGHTS = "nights"
+# In front of a night's name: the run of the score table that is the night's.
+RUN = "night-"
 FILE = "night.json"
 
 State = Literal["running", "promoted", "kept", "refused", "deadline"]
@@ -51,7 +53,7 @@ class Night:
     @property
     def run_id(self) -> str:
         """What tonight's rows of the score table name as their run."""
-        return f"night-{self.night}"
+        return f"{RUN}{self.night}"
 
     def with_step(self, name: str, found: Mapping[str, Any]) -> "Night":
         """The same with one more step finished."""

@@ -19,6 +19,8 @@ _METHOD = pa.struct(
         ("high", pa.float64()),
         # Of tonight's photographs against the reference: population stability index, and the word for it.
         ("psi", pa.float64()),
+        # From which the index counts as large: the setting, or what chance alone seldom exceeds.
+        ("psi_limit", pa.float64()),
         ("word", pa.string()),
     ]
 )
@@ -35,16 +37,20 @@ SCHEMA = pa.schema(
         # Photographs that were scored tonight, how many failed, and how many the manifest holds.
         pa.field("scored", pa.int64()),
         pa.field("failed", pa.int64()),
+        # Largest share that may fail.
+        pa.field("error_limit", pa.float64()),
         pa.field("photographs", pa.int64()),
         pa.field("new", pa.int64()),
         pa.field("changed", pa.int64()),
         pa.field("gone", pa.int64()),
-        # Share of tonight's, and of all, photographs that the gate in force after the night passes.
+        # Shares that pass: of tonight's photographs by the gate before the night, of all by the one in force after it.
         pa.field("coverage_tonight", pa.float64()),
         pa.field("coverage", pa.float64()),
         pa.field("labelled", pa.int64()),
-        # Of those that the gate in force rejects.
+        pa.field("labelled_needed", pa.float64()),
+        # Of those that the gate in force rejects; where there is none, the new one.
         pa.field("labelled_rejects", pa.int64()),
+        pa.field("rejects_needed", pa.float64()),
         pa.field("drifted", pa.int64()),
         pa.field("methods", pa.list_(_METHOD)),
     ]
@@ -62,6 +68,8 @@ def _row(night: Night) -> dict[str, Any]:
     manifest, scored = steps.get("manifest", {}), steps.get("score", {})
     drift, calibrated = steps.get("drift", {}), steps.get("calibrate", {})
     ended = steps.get("decide", {})
+    limits = {check.name: check.limit for check in night.checks}
+    rejects = next((check.value for check in night.checks if check.name == "rejects labelled"), None)
     return {
         "night": night.night,
         "started": night.started,
@@ -72,6 +80,7 @@ def _row(night: Night) -> dict[str, Any]:
         "gate_after": night.gate_after,
         "scored": drift.get("rows", scored.get("rows")),
         "failed": drift.get("failed"),
+        "error_limit": limits.get("errors"),
         "photographs": manifest.get("images"),
         "new": manifest.get("new"),
         "changed": manifest.get("changed"),
@@ -79,7 +88,9 @@ def _row(night: Night) -> dict[str, Any]:
         "coverage_tonight": ended.get("coverage_tonight"),
         "coverage": ended.get("coverage"),
         "labelled": calibrated.get("labelled"),
-        "labelled_rejects": (calibrated.get("kinds") or {}).get("rejected", [None])[0],
+        "labelled_needed": limits.get("labelled"),
+        "labelled_rejects": (calibrated.get("kinds") or {}).get("rejected", [rejects])[0],
+        "rejects_needed": limits.get("rejects labelled"),
         "drifted": drift.get("drifted"),
         "methods": ended.get("methods", []),
     }

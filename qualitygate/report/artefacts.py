@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from qualitygate.config import masked
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.report import records
 from qualitygate.tables import storage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from qualitygate.calibration.gate_store import Change
 
 R = TypeVar("R", bound=records.Record)
 
@@ -26,13 +29,16 @@ KNOWN: dict[str, tuple[str, str | None]] = {
     "prediction.json": ("predict", "qualitygate-prediction"),
     "model.json": ("train-baseline", "qualitygate-classifier"),
     "study.json": ("study", "qualitygate-study"),
+    "nights.parquet": ("nightly", None),
 }
 # Records beside a main one: whose they are.
 _BESIDE: dict[str, tuple[str, str | None]] = {
     "calibration.json": ("calibrate", "qualitygate-calibration"),
     "verdicts.json": ("study", "qualitygate-verdicts"),
+    "night.json": ("nightly", "qualitygate-night"),
 }
-_VERBS = "calibrate, robustness, gate, score, predict or study"
+_VERBS = "calibrate, robustness, gate, score, predict, study or nightly"
+_NIGHTS = "nights"
 VERSION = 1
 _MONTAGE_BYTES = 64 << 20
 
@@ -69,6 +75,20 @@ class Study:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Nights:
+    """What 'nightly' found, night by night. last: the newest night's own record; changes: of the gate in force."""
+
+    rows: Sequence[records.NightRow]
+    last: records.NightRecord | None
+    changes: "Sequence[Change]"
+
+    @property
+    def in_force(self) -> str | None:
+        """Id of the gate in force now: by the history, and where that is gone, by the last night."""
+        return self.changes[-1].gate_id if self.changes else self.rows[-1].gate_after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Artefacts:
     """All that one page tells of; None for what wasn't given. folders, configs: by verb."""
 
@@ -79,6 +99,7 @@ class Artefacts:
     prediction: records.PredictionRecord | None = None
     model: records.ModelRecord | None = None
     study: Study | None = None
+    nights: Nights | None = None
     folders: Mapping[str, str]
     configs: Mapping[str, str]
 
@@ -110,6 +131,8 @@ def read(inputs: Sequence[str]) -> Artefacts:
         found["robustness"] = _robustness(folder)
     if folder := folders.get("study"):
         found["study"] = _study(folder)
+    if folder := folders.get("nightly"):
+        found["nights"] = _nights(folder)
     for key, verb, name, model in (
         ("decisions", "gate", "_gate_stats.json", records.GateStats),
         ("scoring", "score", "_stats.json", records.ScoringStats),
@@ -118,7 +141,7 @@ def read(inputs: Sequence[str]) -> Artefacts:
     ):
         if folder := folders.get(verb):
             found[key] = read_record(folder, name, model)
-    return Artefacts(**found, folders=folders, configs=_configs(folders))
+    return Artefacts(**found, folders=folders, configs=_configs(folders, found.get("nights")))
 
 
 def _folders(inputs: Sequence[str]) -> dict[str, str]:
@@ -179,13 +202,10 @@ def _where(folder: str, name: str) -> str:
     return repr(storage.redact(storage.join(folder, name)))
 
 
-def read_record(folder: str, name: str, model: type[R], *, kind: str | None = None) -> R:
-    """A verb's record in its folder; ConfigurationError, with the remedy, where it isn't what the verb writes.
-
-    kind: the record's usual name, where this is a copy under another.
-    """
+def read_record(folder: str, name: str, model: type[R]) -> R:
+    """A verb's record in its folder; ConfigurationError, with the remedy, where it isn't what the verb writes."""
     data = _bytes(folder, name)
-    verb, format_name = (KNOWN | _BESIDE)[kind or name]
+    verb, format_name = (KNOWN | _BESIDE)[name]
     remedy = f"run 'qualitygate {verb}' again"
     if data is None:
         raise ConfigurationError(f"{_where(folder, name)} isn't there, so that run didn't finish; {remedy}")
@@ -247,6 +267,32 @@ def _study(folder: str) -> Study:
     )
 
 
+def _nights(folder: str) -> Nights | None:
+    """The nights in the order in which they began; None where the table has none yet."""
+    from qualitygate.calibration import gate_store
+    from qualitygate.calibration.gate import FOLDER
+
+    table = _table(folder, "nights.parquet", ("night", "started", "state"))
+    if table is None or not table.num_rows:
+        return None
+    try:
+        rows = [records.NightRow.model_validate(row) for row in table.to_pylist()]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(
+            f"{_where(folder, 'nights.parquet')}: {key}: {first['msg']}; the next night makes it again"
+        ) from error
+    rows.sort(key=lambda row: (row.started, row.night))
+    place = storage.join(folder, _NIGHTS, rows[-1].night)
+    there = storage.exists(storage.join(place, "night.json"))
+    return Nights(
+        rows=rows,
+        last=read_record(place, "night.json", records.NightRecord) if there else None,
+        changes=gate_store.read(storage.join(folder, FOLDER)).changes,
+    )
+
+
 def _table(folder: str, name: str, needed: Sequence[str]) -> "pa.Table | None":
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -264,11 +310,28 @@ def _table(folder: str, name: str, needed: Sequence[str]) -> "pa.Table | None":
     return table
 
 
-def _configs(folders: Mapping[str, str]) -> dict[str, str]:
+def _configs(folders: Mapping[str, str], nights: Nights | None) -> dict[str, str]:
     """Each verb's echoed configuration, without secrets."""
     echoes = {}
     for verb, folder in folders.items():
-        data = _bytes(folder, "_config.yaml")
+        if verb == "nightly":
+            # In the output itself lies that of scoring; each night has its own.
+            folder = storage.join(folder, _NIGHTS, nights.rows[-1].night) if nights else ""
+        data = _bytes(folder, "_config.yaml") if folder else None
         if data is not None:
-            echoes[verb] = storage.redact(data.decode("utf-8", "replace"))
+            text = data.decode("utf-8", "replace")
+            echoes[verb] = storage.redact(_masked(folder, text) if verb == "nightly" else text)
     return echoes
+
+
+def _masked(folder: str, text: str) -> str:
+    """A night's configuration as others may read it: the address and the arguments that notify may be passwords."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{_where(folder, '_config.yaml')} is no configuration; delete it")
+    return str(yaml.safe_dump(masked(values), sort_keys=False))

@@ -43,6 +43,22 @@ def of_score_plan(plan: Mapping[str, Any]) -> str:
     return summary._rendered(*parts)
 
 
+def of_night_plan(plan: Mapping[str, Any]) -> str:
+    """The same of a night: first what changed since the last one."""
+    night = plan["night"]
+    lines = [
+        f"{night['images']:,} photographs, {night['known']:,} of them known: {night['new']:,} new, "
+        f"{night['changed']:,} changed, {night['gone']:,} gone"
+    ]
+    if night["changed_share"] > night["max_changed_share"]:
+        lines.append(
+            f"THE NIGHT WOULD STOP: {night['changed_share']:.0%} of the known ones are changed or gone, more than the "
+            f"{night['max_changed_share']:.0%} of --max-changed-share; --allow-changes lets it go on"
+        )
+    lines.append(f"canary: {night['canary']:,} photographs are scored again")
+    return "\n".join(lines) + "\n" + of_score_plan(plan)
+
+
 def in_a_line(plan: Mapping[str, Any]) -> str:
     """What it takes, for a message."""
     return f"{plan['to_do']:,} photographs to score would take " + _total("all metrics", list(plan["metrics"]), plan)

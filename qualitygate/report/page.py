@@ -20,6 +20,7 @@ from qualitygate.report import (
     album,
     artefacts,
     figures,
+    night_section,
     palette,
     provenance,
     score_table,
@@ -122,6 +123,7 @@ def _context(found: artefacts.Artefacts, config: ReportConfig) -> dict[str, Any]
         "agreement": sections.agreement(calibration, found.untrained) if calibration else None,
         "scoring": sections.scoring(found, distributions),
         "study": study_section.of(found),
+        "nights": night_section.of(found),
         "decisions": found.decisions,
         "prediction": found.prediction,
         "model": found.model,
@@ -180,7 +182,12 @@ def _rendered(context: Mapping[str, Any]) -> bytes:
         environment.filters[name] = getattr(wording, name)
     for name in ("nuisance", "baseline", "listing", "short", "sentence"):
         environment.filters[name] = getattr(wording, name)
-    environment.filters |= {"plain": wording.safe, "text": sections.text, "inert": Markup}
+    environment.filters |= {
+        "whose": night_section.by_whom,
+        "plain": wording.safe,
+        "text": sections.text,
+        "inert": Markup,
+    }
     scripts = _scripts()
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     page = environment.get_template("page.html").render(

@@ -76,6 +76,18 @@ def of(artefacts: Artefacts) -> list[tuple[str, Lines]]:
         versions["study"] = study.versions
         if "study" not in artefacts.configs:
             found.append(("Study's settings", pairs(study.design)))
+    if nights := artefacts.nights:
+        last = nights.rows[-1]
+        lines = [
+            ("nights", wording.count(len(nights.rows))),
+            ("the last", last.night),
+            ("began", text(last.started)),
+            ("ended", text(last.finished)),
+            ("gate before it", text(last.gate_before)),
+            ("gate after it", text(last.gate_after)),
+            ("gate in force", text(nights.in_force)),
+        ]
+        found.append(("Nightly job", lines))
     found.append(("Versions", _versions(versions)))
     return [(title, lines) for title, lines in found if lines]
 

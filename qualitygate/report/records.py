@@ -15,6 +15,11 @@ def _estimate(value: Any) -> Any:
     return {"mean": value} if isinstance(value, int | float) else value
 
 
+def _listed(value: Any) -> Any:
+    """A list that a table has no value for is empty."""
+    return [] if value is None else value
+
+
 Interval = Annotated[tuple[float, float] | None, BeforeValidator(_ends)]
 
 
@@ -437,3 +442,92 @@ class Verdicts(Record):
 
     caveats: list[str] = Field(default_factory=list)
     verdicts: list[Verdict] = Field(default_factory=list)
+
+
+# It is a folder's name too, so it may not lead anywhere else.
+NightName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NightState = Literal["running", "promoted", "kept", "refused", "deadline"]
+
+
+class NightMethod(Record):
+    """One method in a night: the line of the gate in force after it, raw, and how tonight's scores drifted."""
+
+    method: str
+    cutoff: float | None = None
+    low: float | None = None
+    high: float | None = None
+    psi: float | None = None
+    psi_limit: float | None = None
+    word: str | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+class NightRow(Record):
+    """A row of nights.parquet"""
+
+    night: NightName
+    started: str
+    finished: str | None = None
+    state: NightState
+    reasons: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    gate_before: str | None = None
+    gate_after: str | None = None
+    scored: int | None = Field(None, ge=0)
+    failed: int | None = Field(None, ge=0)
+    error_limit: float | None = None
+    photographs: int | None = Field(None, ge=0)
+    new: int | None = Field(None, ge=0)
+    changed: int | None = Field(None, ge=0)
+    gone: int | None = Field(None, ge=0)
+    coverage_tonight: float | None = Field(None, ge=0, le=1)
+    coverage: float | None = Field(None, ge=0, le=1)
+    labelled: int | None = Field(None, ge=0)
+    labelled_needed: float | None = None
+    labelled_rejects: int | None = Field(None, ge=0)
+    rejects_needed: float | None = None
+    drifted: int | None = Field(None, ge=0)
+    methods: Annotated[list[NightMethod], BeforeValidator(_listed)] = Field(default_factory=list)
+
+    @property
+    def error_rate(self) -> float | None:
+        """Share of tonight's photographs without any score, [0, 1]; None where none was scored."""
+        return self.failed / self.scored if self.scored and self.failed is not None else None
+
+
+class NightCheck(Record):
+    """One guardrail of a night."""
+
+    name: str
+    passed: bool
+    said: str
+
+
+class AuditSample(Record):
+    """Rejected photographs that were drawn for labelling."""
+
+    new: int = 0
+
+
+class NightDecision(Record):
+    audit: AuditSample | None = None
+
+
+class NightDrift(Record):
+    new_strata: dict[str, float] = Field(default_factory=dict)
+
+
+class NightSteps(Record):
+    decide: NightDecision = NightDecision()
+    drift: NightDrift = NightDrift()
+
+
+class NightRecord(Record):
+    """night.json"""
+
+    night: NightName
+    state: NightState
+    checks: list[NightCheck] = Field(default_factory=list)
+    steps: NightSteps = NightSteps()

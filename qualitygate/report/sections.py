@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qualitygate.report import album, figures, method_figures, records, verdict, wording
+from qualitygate.report import album, figures, method_figures, night_section, records, verdict, wording
 from qualitygate.report.artefacts import Artefacts, Calibration
 from qualitygate.report.selection import Photographs, Selection, goodness
 
@@ -278,6 +278,8 @@ def warnings(artefacts: Artefacts) -> list[str]:
         if other:
             names = wording.listing([wording.method(name) for name in other])
             found.append(f"The scoring run shown computes {names} by another definition than the gate was made from.")
+    if other_gate := night_section.warning(artefacts):
+        found.append(other_gate)
     if decisions and decisions.external:
         names = wording.listing([wording.method(name) for name in decisions.external])
         found.append(f"The gate was applied to scores that came from elsewhere, without fingerprints: {names}.")

@@ -1,7 +1,7 @@
 """How an output folder stands, in a few lines: for people, for programs and for probes that ask whether it is fresh."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,10 +9,9 @@ from typing import Any
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.report import artefacts, records
 from qualitygate.report.costs import hours, size
-from qualitygate.tables import scores, storage
+from qualitygate.tables import runs, scores, storage
 
-# Earlier runs that are looked at for the last good one.
-_RUNS = 50
+# So many of the log's newest entries are looked at for a run's.
 _COMMITS = 50
 # Files of this size and smaller are worth compacting where there are many of them.
 _SMALL_BYTES = 8 << 20
@@ -23,7 +22,8 @@ _MANY_FILES = 50
 class Part:
     """What one verb left in the folder.
 
-    facts: for programs. good: when the verb's last good run ended. problem: why it isn't well.
+    facts: for programs. good: when the verb's last good run ended. problem: why it isn't well. runs: how the names of
+    scoring runs begin that are a step of this verb: how they ended, and how fresh the folder is, is its business.
     """
 
     verb: str
@@ -31,6 +31,7 @@ class Part:
     facts: dict[str, Any] = field(default_factory=dict)
     good: datetime | None = None
     problem: str | None = None
+    runs: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,39 +43,55 @@ class Status:
     problems: tuple[str, ...]
 
 
-def read(folder: str, *, max_age_hours: float | None = None, now: datetime | None = None) -> Status:
+Look = Callable[[str, datetime], Part | None]
+
+
+def read(
+    folder: str,
+    *,
+    max_age_hours: float | None = None,
+    now: datetime | None = None,
+    before: Sequence[Look] = (),
+) -> Status:
     """What is there and how it stands.
 
-    max_age_hours: longest time since the end of the last good run, of the first part that has runs. Raises
-    ConfigurationError where nothing that a verb writes is there.
+    max_age_hours: longest time since the end of the last good run, of the first part that has runs. before: looks of
+    verbs above this layer, said first. Raises ConfigurationError where nothing that a verb writes is there.
     """
     now = now or datetime.now(UTC)
-    parts = tuple(part for look in PARTS if (part := _looked(look, folder, now)) is not None)
+    parts = tuple(part for look in (*before, *PARTS) if (part := _looked(look, folder, now)) is not None)
     if not parts:
         known = ", ".join(artefacts.KNOWN)
         raise ConfigurationError(
             f"{storage.redact(folder)!r} holds none of {known} and no scores: give the output folder of a verb"
         )
-    problems = [f"{part.verb}: {part.problem}" for part in parts if part.problem]
+    problems = [f"{part.verb}: {part.problem}" for part in parts if part.problem and not _step(part, parts)]
     if max_age_hours is not None and (late := _late(parts, max_age_hours, now)):
         problems.append(late)
     return Status(folder=storage.redact(folder), parts=parts, problems=tuple(problems))
 
 
-def _looked(look: Callable[[str, datetime], Part | None], folder: str, now: datetime) -> Part | None:
+def _step(part: Part, parts: tuple[Part, ...]) -> bool:
+    """Whether this is of a run that another verb has made, and answers for."""
+    run = str(part.facts.get("run_id", ""))
+    return any(other.runs is not None and run.startswith(other.runs) for other in parts if other is not part)
+
+
+def _looked(look: Look, folder: str, now: datetime) -> Part | None:
     try:
         return look(folder, now)
-    except ConfigurationError as error:
+    except (ConfigurationError, ImageError) as error:
         # A record that can't be read is a problem to tell, and no reason to leave out the rest.
         return Part(verb=look.__name__.strip("_"), lines=(), problem=str(error))
 
 
 def _late(parts: tuple[Part, ...], max_age_hours: float, now: datetime) -> str | None:
-    good = next((part.good for part in parts if part.good is not None), None)
+    counted = [part for part in parts if part.runs is not None] or parts
+    good = next((part.good for part in counted if part.good is not None), None)
     if good is None:
         return f"no run has ended well yet (--max-age-hours {max_age_hours:g})"
     if now - good > timedelta(hours=max_age_hours):
-        return f"the last good run ended {_ago(good, now)}, longer than --max-age-hours {max_age_hours:g}"
+        return f"the last good run ended {ago(good, now)}, longer than --max-age-hours {max_age_hours:g}"
     return None
 
 
@@ -88,20 +105,20 @@ def _score(folder: str, now: datetime) -> Part | None:
         return None
     lines, facts, problem, good = [], {}, None, None
     if stats is not None:
-        ended = _ended(stats)
-        good = ended if stats.state == "done" else _last_good(folder)
+        ended = runs.ended(stats.model_dump())
+        good = ended if stats.state == "done" else runs.last_good(folder)
         problem = None if stats.state == "done" else _why(stats)
         facts = {
             "run_id": stats.run_id,
             "state": stats.state,
-            "ended": _iso(ended),
-            "last_good": _iso(good),
+            "ended": iso(ended),
+            "last_good": iso(good),
             "rows": stats.manifest.rows,
             "scored": stats.scored.rows,
             "by_status": stats.manifest.by_status,
             "by_code": stats.manifest.by_code,
         }
-        when = f", ended {_ago(ended, now)}" if ended else ""
+        when = f", ended {ago(ended, now)}" if ended else ""
         lines.append(f"run {stats.run_id}: {stats.state}{when}, {stats.scored.rows:,} rows scored by it")
         lines.append(f"its input: {stats.manifest.rows:,} rows, {_counts(stats.manifest.by_status)}")
         if stats.manifest.by_code:
@@ -126,11 +143,11 @@ def _table(folder: str, table: Any, run_id: str | None, now: datetime) -> tuple[
     facts: dict[str, Any] = {
         "table": {"version": table.version(), "rows": rows, "files": count, "bytes": total, "small_files": small}
     }
-    writer, moment = _last_commit(folder, table.version())
+    writer, last = _last_commit(folder, table.version())
     if writer is not None and writer != run_id:
-        since = f", last {_ago(moment, now)}" if moment else ""
+        since = f", last {ago(last, now)}" if last else ""
         lines.append(f"run {writer} has committed since{since}, and hasn't ended: it is at work, or was killed")
-        facts["unfinished"] = {"run_id": writer, "last_commit": _iso(moment)}
+        facts["unfinished"] = {"run_id": writer, "last_commit": iso(last)}
     return lines, facts
 
 
@@ -143,7 +160,7 @@ def _last_commit(folder: str, version: int) -> tuple[str | None, datetime | None
             break
         for line in entry.splitlines():
             info = json.loads(line).get("commitInfo") if line.strip() else None
-            if info and info.get("run_id"):
+            if info and info.get("run_id") and not info["run_id"].startswith(scores.PURGE):
                 return info["run_id"], datetime.fromtimestamp(info["timestamp"] / 1000, UTC)
     return None, None
 
@@ -159,31 +176,19 @@ def _why(stats: records.ScoringStats) -> str:
     return f"run {stats.run_id} ended as {stats.state!r}; {remedy}"
 
 
-def _last_good(folder: str) -> datetime | None:
-    """When the newest of the last runs that was done ended; their names begin with the time."""
-    history = storage.join(folder, "_history")
-    names = sorted((item.name for item in storage.everything(history)), reverse=True)
-    for name in names[:_RUNS]:
-        if name.endswith(".json") and "/" not in name:
-            stats = artefacts.read_record(history, name, records.ScoringStats, kind="_stats.json")
-            if stats.state == "done":
-                return _ended(stats)
-    return None
-
-
 def _gate(folder: str, now: datetime) -> Part | None:
     gate = _present(folder, "gate.json", records.Gate)
     if gate is None:
         return None
     voters = [name for name, method in gate.methods.items() if method.status == "ok"]
     lines = [
-        f"gate {gate.id}, made {_ago(_moment(gate.created), now)}: {len(voters)} of {len(gate.methods)} methods have a "
+        f"gate {gate.id}, made {ago(moment(gate.created), now)}: {len(voters)} of {len(gate.methods)} methods have a "
         f"cut-off ({', '.join(voters) or 'none'}), {gate.votes_needed} low votes reject"
         + (f", {gate.coverage:.1%} pass" if gate.coverage is not None else "")
     ]
     facts = {"id": gate.id, "created": gate.created, "voters": voters, "votes_needed": gate.votes_needed}
     problem = None if len(voters) >= gate.votes_needed else "too few of its methods have a cut-off to reject anything"
-    return Part(verb="calibrate", lines=tuple(lines), facts=facts, good=_moment(gate.created), problem=problem)
+    return Part(verb="calibrate", lines=tuple(lines), facts=facts, good=moment(gate.created), problem=problem)
 
 
 def _decisions(folder: str, now: datetime) -> Part | None:
@@ -200,12 +205,12 @@ def _study(folder: str, now: datetime) -> Part | None:
     found = _present(folder, "study.json", records.StudyRecord)
     if found is None:
         return None
-    runs = found.runs
-    when = _ago(_moment(found.created), now)
-    line = f"{runs.finished:,} of {runs.planned:,} runs finished, {runs.failed:,} failed, {when}"
-    problem = f"{runs.failed:,} runs failed; 'study --retry-failed' tries them again" if runs.failed else None
-    facts = {"planned": runs.planned, "finished": runs.finished, "failed": runs.failed, "created": found.created}
-    return Part(verb="study", lines=(line,), facts=facts, good=_moment(found.created), problem=problem)
+    done = found.runs
+    when = ago(moment(found.created), now)
+    line = f"{done.finished:,} of {done.planned:,} runs finished, {done.failed:,} failed, {when}"
+    problem = f"{done.failed:,} runs failed; 'study --retry-failed' tries them again" if done.failed else None
+    facts = {"planned": done.planned, "finished": done.finished, "failed": done.failed, "created": found.created}
+    return Part(verb="study", lines=(line,), facts=facts, good=moment(found.created), problem=problem)
 
 
 def _predictions(folder: str, now: datetime) -> Part | None:
@@ -213,31 +218,31 @@ def _predictions(folder: str, now: datetime) -> Part | None:
     if found is None:
         return None
     accuracy = f", {found.accuracy:.1%} right" if found.accuracy is not None else ""
-    line = f"{found.rows or 0:,} predictions{accuracy}, made {_ago(_moment(found.created), now)}"
+    line = f"{found.rows or 0:,} predictions{accuracy}, made {ago(moment(found.created), now)}"
     facts = {"rows": found.rows, "accuracy": found.accuracy, "created": found.created}
-    return Part(verb="predict", lines=(line,), facts=facts, good=_moment(found.created))
+    return Part(verb="predict", lines=(line,), facts=facts, good=moment(found.created))
 
 
 def _model(folder: str, now: datetime) -> Part | None:
     found = _present(folder, "model.json", records.ModelRecord)
     if found is None:
         return None
-    line = f"{found.architecture}, {len(found.classes)} classes, trained {_ago(_moment(found.created), now)}"
+    line = f"{found.architecture}, {len(found.classes)} classes, trained {ago(moment(found.created), now)}"
     facts = {"model_fingerprint": found.model_fingerprint, "created": found.created}
-    return Part(verb="train-baseline", lines=(line,), facts=facts, good=_moment(found.created))
+    return Part(verb="train-baseline", lines=(line,), facts=facts, good=moment(found.created))
 
 
 def _robustness(folder: str, now: datetime) -> Part | None:
     found = _present(folder, "robustness.json", records.RobustnessRecord)
     if found is None:
         return None
-    line = f"{found.samples or 0:,} samples, {len(found.metrics)} metrics, measured {_ago(_moment(found.created), now)}"
+    line = f"{found.samples or 0:,} samples, {len(found.metrics)} metrics, measured {ago(moment(found.created), now)}"
     facts = {"samples": found.samples, "metrics": list(found.metrics), "created": found.created}
-    return Part(verb="robustness", lines=(line,), facts=facts, good=_moment(found.created))
+    return Part(verb="robustness", lines=(line,), facts=facts, good=moment(found.created))
 
 
 # In the order in which they are said. The first that has a good run decides how fresh the folder is.
-PARTS: tuple[Callable[[str, datetime], Part | None], ...] = (
+PARTS: tuple[Look, ...] = (
     _score,
     _gate,
     _decisions,
@@ -261,12 +266,8 @@ def _present(folder: str, name: str, model: type[artefacts.R]) -> artefacts.R | 
     return artefacts.read_record(folder, name, model) if there else None
 
 
-def _ended(stats: records.ScoringStats) -> datetime | None:
-    started = _moment(stats.started)
-    return started + timedelta(seconds=stats.seconds or 0.0) if started else None
-
-
-def _moment(text: str | None) -> datetime | None:
+def moment(text: str | None) -> datetime | None:
+    """The moment that ISO 8601 text names, in UTC where it names no zone; None for another text."""
     try:
         found = datetime.fromisoformat(text) if text else None
     except ValueError:
@@ -274,12 +275,14 @@ def _moment(text: str | None) -> datetime | None:
     return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _ago(moment: datetime | None, now: datetime) -> str:
-    return "at an unknown time" if moment is None else f"{hours(max(0.0, (now - moment).total_seconds()) / 3600)} ago"
+def ago(when: datetime | None, now: datetime) -> str:
+    """How long ago in words."""
+    return "at an unknown time" if when is None else f"{hours(max(0.0, (now - when).total_seconds()) / 3600)} ago"
 
 
-def _iso(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="seconds") if moment else None
+def iso(when: datetime | None) -> str | None:
+    """A moment for programs."""
+    return when.isoformat(timespec="seconds") if when else None
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -299,5 +302,5 @@ def as_json(status: Status) -> str:
     """The same for programs."""
     content = asdict(status)
     for part in content["parts"]:
-        part["good"] = _iso(part["good"])
+        part["good"] = iso(part["good"])
     return json.dumps({"well": not status.problems, **content}, indent=1) + "\n"

@@ -83,23 +83,37 @@ def load(
     Raises ConfigurationError, in one line with the remedy: nothing there, a table without its columns, an
     image_id twice or absent, an empty input.
     """
-    source = storage.check_location(source, "--input")
-    if not source.strip():
-        raise ConfigurationError("--input is empty; give a folder, a glob, a file or a manifest")
-    if storage.is_local(source):
-        source = os.path.abspath(source)
+    source = checked(source)
     wanted = Wanted(limit=limit, without=(results,) if results else (), image_column=image_column, access=access)
     try:
         found = shards.Found()
         rows = _normalise(source, spool, wanted, found)
     except ImageError as error:
-        raise ConfigurationError(f"--input {storage.redact(source)!r}: {error.failure.message}") from error
+        raise unlisted(source, error) from error
     if not rows:
-        raise ConfigurationError(
-            f"--input {storage.redact(source)!r} holds no images; "
-            "give a folder, a glob, a file or a manifest with at least one row"
-        )
+        raise empty(source)
     return Manifest(path=spool, rows=rows, source=source, notes=tuple(found.notes()))
+
+
+def checked(source: str) -> str:
+    """An input's location, absolute where it is local. Raises ConfigurationError for what can't be one."""
+    source = storage.check_location(source, "--input")
+    if not source.strip():
+        raise ConfigurationError("--input is empty; give a folder, a glob, a file or a manifest")
+    return os.path.abspath(source) if storage.is_local(source) else source
+
+
+def unlisted(source: str, error: ImageError) -> ConfigurationError:
+    """Why an input can't be listed."""
+    return ConfigurationError(f"--input {storage.redact(source)!r}: {error.failure.message}")
+
+
+def empty(source: str) -> ConfigurationError:
+    """What to say of an input without an image."""
+    return ConfigurationError(
+        f"--input {storage.redact(source)!r} holds no images; "
+        "give a folder, a glob, a file or a manifest with at least one row"
+    )
 
 
 def read(source: str, extras: Sequence[str] = (), *, limit: int | None = None) -> pa.Table:
@@ -146,13 +160,14 @@ def _normalise(source: str, spool: Path, wanted: Wanted, found: shards.Found) ->
         return _spool_table(source, spool, wanted.limit)
     with pq.ParquetWriter(spool, SCHEMA) as writer:
         rows = write_rows(tables, writer, wanted.limit)
-    if _is_unordered(source, wanted):
+    if is_unordered(source, wanted):
         in_order(spool, SCHEMA)
     refuse_duplicates(spool, "the listing")
     return rows
 
 
-def _is_unordered(source: str, wanted: Wanted) -> bool:
+def is_unordered(source: str, wanted: Wanted) -> bool:
+    """Whether a listing comes in any order, and has to be sorted."""
     return not storage.is_local(source) and wanted.limit is None
 
 
@@ -161,7 +176,7 @@ def list_images(source: str, wanted: Wanted, found: shards.Found) -> Iterator[pa
 
     Raises ConfigurationError where nothing is there.
     """
-    ordered = not _is_unordered(source, wanted)
+    ordered = not is_unordered(source, wanted)
     try:
         if storage.is_folder(source):
             root, tables = source, listing.batches(source, in_order=ordered, access=wanted.access)

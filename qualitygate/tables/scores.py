@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 APPLICATION = "qualitygate"
 # Key in a commit's metadata: which attempt it was.
 COMMIT = "commit_id"
+# What the run ids of purges begin with: they remove, and score nothing.
+PURGE = "purge-"
 # Operations of commits after which a run goes on as if they weren't there.
 _UPKEEP = {"OPTIMIZE", "VACUUM START", "VACUUM END"}
 logger = logging.getLogger(__name__)
@@ -66,6 +68,9 @@ COMMON_FIELDS: tuple[pa.Field, ...] = (
 # to the random sample that got them all, which alone stands for the whole.
 LAZY_GATE, LAZY_SAMPLE = "lazy_gate", "lazy_sample"
 LAZY_FIELDS: tuple[pa.Field, ...] = (pa.field(LAZY_GATE, pa.string()), pa.field(LAZY_SAMPLE, pa.bool_()))
+
+# Above, a median is a sketch's: exact ones hold every value.
+_EXACT_MEDIAN = 2_000_000
 
 OK = "ok"
 NOT_REQUESTED = "not_requested"
@@ -348,6 +353,15 @@ class Writer:
         if table is None or (table.transaction_version(APPLICATION) or 0) != self.epoch:
             raise Superseded(self._taken_over())
 
+    def _is_taken_over(self) -> bool:
+        try:
+            self.check_current()
+        except Superseded:
+            return True
+        except Exception:  # it can't be asked: what went wrong first stands
+            return False
+        return False
+
     def _taken_over(self) -> str:
         return (
             f"another run has taken over {storage.redact(self._output)!r}; this one stopped, "
@@ -378,6 +392,10 @@ class Writer:
                 )
             )
 
+    def remove(self, image_ids: Sequence[str]) -> None:
+        """Publish the table without the rows of these ids."""
+        self._publish(lambda: delete_ids(self._table, image_ids, self._properties(self.epoch)))
+
     def _publish(self, action: Any) -> None:
         from deltalake.exceptions import CommitFailedError
 
@@ -392,6 +410,9 @@ class Writer:
                     logger.warning("a commit was made although its answer was lost: %s", type(error).__name__)
                     return
                 if not isinstance(error, CommitFailedError):
+                    # A purge takes files away that an older run still builds on.
+                    if self._is_taken_over():
+                        raise Superseded(self._taken_over()) from error
                     raise
                 if not self._moved_past_upkeep():
                     raise Superseded(self._taken_over()) from error
@@ -425,6 +446,22 @@ class Writer:
         except Exception:  # the store can't be asked: the first error stands
             return False
         return True
+
+
+def delete_ids(table: "DeltaTable", image_ids: Sequence[str], properties: "CommitProperties | None" = None) -> None:
+    """Remove rows by id. By a merge: a deletion's condition would keep the ids in the log."""
+    gone = pa.table({"image_id": pa.array(image_ids, pa.string())})
+    (
+        table.merge(
+            gone,
+            "old.image_id = gone.image_id",
+            source_alias="gone",
+            target_alias="old",
+            commit_properties=properties,
+        )
+        .when_matched_delete()
+        .execute()
+    )
 
 
 def _create_or_open(output: str, metrics: Sequence[str]) -> "DeltaTable":
@@ -489,29 +526,49 @@ def write_pending(
     a metric was left out by another gate's vote than that of `lazy_gate` (None: this run leaves none out).
     `previous` carries the committed row, so that the worker can keep what is still true of the same bytes.
     """
+    stale = {
+        region: " OR ".join(
+            f"{identifier(fingerprint_column(metric))} IS DISTINCT FROM {literal(by_region[region])}"
+            for metric, by_region in fingerprints.items()
+        )
+        for region in ("whole", "box")
+    }
+    again = " OR ".join([_retried(retry, metrics_of(table)), *_left_out(table, fingerprints, lazy_gate)])
+    # What the join carries for millions of rows is narrow: hashes of 64 bits for texts, and what follows from the old
+    # row alone as one answer.
+    old = f"""SELECT image_id, etag IS NOT NULL AS marked, hash(etag) AS etag, bytes, hash(uri) AS uri,
+        contains(coalesce(uri, ''), '***') AS secret, box,
+        {stale["whole"]} AS stale_whole, {stale["box"]} AS stale_box, {again} AS again FROM scores"""
     wanted = [
         "old.image_id IS NULL",
-        "(new.etag IS NOT NULL AND new.etag IS DISTINCT FROM old.etag)",
+        "(new.etag IS NOT NULL AND (NOT old.marked OR hash(new.etag) <> old.etag))",
         # Without etags, a size that is known on both sides tells.
         "(new.etag IS NULL AND new.bytes IS NOT NULL AND old.bytes IS NOT NULL AND new.bytes <> old.bytes)",
         # A refused URI is stored without its secrets, so it can't be compared.
-        "(new.uri IS DISTINCT FROM old.uri AND NOT contains(coalesce(old.uri, ''), '***'))",
+        "(hash(new.uri) <> old.uri AND NOT old.secret)",
         "new.box IS DISTINCT FROM old.box",
-        *(f"old.{identifier(fingerprint_column(metric))} IS DISTINCT FROM "
-          f"CASE WHEN new.box IS NULL THEN {literal(by_region['whole'])} ELSE {literal(by_region['box'])} END"
-          for metric, by_region in fingerprints.items()),
-        _retried(retry, metrics_of(table)),
-        *_left_out(table, fingerprints, lazy_gate),
-    ]  # fmt: skip
+        "CASE WHEN new.box IS NULL THEN old.stale_whole ELSE old.stale_box END",
+        "old.again",
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     with connect() as database:
         register(database, table)
+        # First which, by the few columns that tell; then the whole rows of those that have one.
+        database.sql(
+            f"""CREATE TEMP TABLE wanted AS
+                SELECT new.image_id, old.image_id IS NOT NULL AS known
+                FROM read_parquet({literal(manifest.path)}) AS new LEFT JOIN ({old}) AS old USING (image_id)
+                WHERE {" OR ".join(wanted)}"""
+        )
+        known = "FROM scores SEMI JOIN (SELECT image_id FROM wanted WHERE known) USING (image_id)"
+        if not _count(database, "SELECT count(*) FROM wanted WHERE known"):
+            known = "FROM scores LIMIT 0"
         database.sql(
             f"""COPY (
                 SELECT new.image_id, new.uri, new.box, new.etag,
                        CASE WHEN old.image_id IS NULL THEN NULL ELSE old END AS previous
-                FROM read_parquet({literal(manifest.path)}) AS new LEFT JOIN scores AS old USING (image_id)
-                WHERE {" OR ".join(wanted)}
+                FROM read_parquet({literal(manifest.path)}) AS new SEMI JOIN wanted USING (image_id)
+                LEFT JOIN (SELECT * {known}) AS old USING (image_id)
             ) TO {literal(folder)} (FORMAT parquet, ROW_GROUP_SIZE 8192, FILE_SIZE_BYTES '4MB')"""
         )
         return _count(database, f"SELECT count(*) FROM read_parquet({literal(folder / '*.parquet')})")
@@ -521,8 +578,8 @@ def _left_out(table: "DeltaTable", metrics: Iterable[str], lazy_gate: str | None
     if LAZY_GATE not in arrow_schema(table).names:
         return []
     known = set(metrics_of(table))
-    skipped = [f"old.{identifier(state_column(metric))} = '{SKIPPED_LAZY}'" for metric in metrics if metric in known]
-    other = f"old.{LAZY_GATE} IS DISTINCT FROM {literal(lazy_gate)}" if lazy_gate else "true"
+    skipped = [f"{identifier(state_column(metric))} = '{SKIPPED_LAZY}'" for metric in metrics if metric in known]
+    other = f"{LAZY_GATE} IS DISTINCT FROM {literal(lazy_gate)}" if lazy_gate else "true"
     return [f"(coalesce({clause}, false) AND {other})" for clause in skipped]
 
 
@@ -532,11 +589,11 @@ def _retried(asked: Sequence[ErrorCode], metrics: Sequence[str]) -> str:
     A row's own code is the first that was met; the states of its metrics may hold others.
     """
     wanted = sorted({*asked, *(RETRIED_CODES - {ErrorCode.WORKER_CRASH})})
-    columns = [f"old.{identifier(state_column(metric))}" for metric in metrics]
+    columns = [f"{identifier(state_column(metric))}" for metric in metrics]
     states = ", ".join(literal(failed(code)) for code in wanted)
-    clauses = [f"old.error_code IN ({', '.join(literal(code.value) for code in wanted)})"]
+    clauses = [f"error_code IN ({', '.join(literal(code.value) for code in wanted)})"]
     clauses += [f"{column} IN ({states})" for column in columns]
-    clauses.append(f"(old.error_code = '{ErrorCode.WORKER_CRASH}' AND old.attempts < {MAX_CRASHES})")
+    clauses.append(f"(error_code = '{ErrorCode.WORKER_CRASH}' AND attempts < {MAX_CRASHES})")
     return "(" + " OR ".join(f"coalesce({clause}, false)" for clause in clauses) + ")"
 
 
@@ -569,21 +626,28 @@ def audit(manifest: Manifest, output: str, metrics: Sequence[str], *, complete: 
         register(database, table)
         database.sql(f"CREATE TEMP TABLE ids AS SELECT image_id FROM read_parquet({literal(manifest.path)})")
         rows = "scores SEMI JOIN ids USING (image_id)"
-        present, distinct = database.sql(f"SELECT count(*), count(DISTINCT image_id) FROM {rows}").fetchall()[0]
-        by_status = dict(database.sql(f"SELECT status, count(*) FROM {rows} GROUP BY 1 ORDER BY 1").fetchall())
-        by_code = dict(
-            database.sql(
-                f"SELECT error_code, count(*) FROM {rows} WHERE error_code IS NOT NULL GROUP BY 1 ORDER BY 1"
-            ).fetchall()
-        )
-        errors_by_code = dict(
-            database.sql(
-                f"SELECT error_code, count(*) FROM {rows} WHERE status = 'error' GROUP BY 1 ORDER BY 1"
-            ).fetchall()
-        )
-        examples = database.sql(
-            f"SELECT image_id, error_code, error_message FROM {rows} WHERE status = 'error' ORDER BY image_id LIMIT 5"
+        states = [f"coalesce({identifier(state_column(metric))}, {literal(NOT_REQUESTED)})" for metric in metrics]
+        # One pass over the table: there are few combinations of states, however many rows.
+        kinds = database.sql(
+            f"SELECT {', '.join(['status', 'error_code', *states])}, count(*) FROM {rows} GROUP BY ALL"
         ).fetchall()
+        distinct = _count(database, "SELECT count(*) FROM ids SEMI JOIN scores USING (image_id)")
+        present = sum(kind[-1] for kind in kinds)
+        by_status = _counted((kind[0], kind[-1]) for kind in kinds)
+        by_code = _counted((kind[1], kind[-1]) for kind in kinds if kind[1] is not None)
+        errors_by_code = _counted((kind[1], kind[-1]) for kind in kinds if kind[0] == "error")
+        examples = (
+            database.sql(
+                f"SELECT image_id, error_code, error_message FROM {rows} WHERE status = 'error' "
+                "ORDER BY image_id LIMIT 5"
+            ).fetchall()
+            if errors_by_code
+            else []
+        )
+        ranges = _ranges(database, rows, metrics, present)
+        by_state = {
+            metric: _counted((kind[2 + number], kind[-1]) for kind in kinds) for number, metric in enumerate(metrics)
+        }
         result = Audit(
             expected=manifest.rows,
             present=distinct,
@@ -592,7 +656,7 @@ def audit(manifest: Manifest, output: str, metrics: Sequence[str], *, complete: 
             by_code=by_code,
             errors_by_code=errors_by_code,
             examples=[dict(zip(("image_id", "code", "message"), found, strict=True)) for found in examples],
-            metrics={metric: _summary(database, rows, metric) for metric in metrics},
+            metrics={metric: ranges[metric] | {"states": by_state[metric]} for metric in metrics},
         )
     if result.duplicates:
         raise AuditFailed(
@@ -606,13 +670,29 @@ def audit(manifest: Manifest, output: str, metrics: Sequence[str], *, complete: 
     return result
 
 
-def _summary(database: "duckdb.DuckDBPyConnection", rows: str, metric: str) -> dict[str, Any]:
-    column, state = identifier(metric), identifier(state_column(metric))
-    low, median, high = database.sql(f"SELECT min({column}), median({column}), max({column}) FROM {rows}").fetchall()[0]
-    states = database.sql(
-        f"SELECT coalesce({state}, '{NOT_REQUESTED}'), count(*) FROM {rows} GROUP BY 1 ORDER BY 1"
-    ).fetchall()
-    return {"min": low, "median": median, "max": high, "states": dict(states)}
+def _counted(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Sums by name, in the names' order."""
+    totals: dict[str, int] = {}
+    for name, rows in pairs:
+        totals[name] = totals.get(name, 0) + rows
+    return dict(sorted(totals.items()))
+
+
+def _ranges(
+    database: "duckdb.DuckDBPyConnection", rows: str, metrics: Sequence[str], count: int
+) -> dict[str, dict[str, Any]]:
+    """Each metric's smallest, median and largest score; the median of millions by a sketch, in bounded memory."""
+    if not metrics:
+        return {}
+    median = "median({})" if count <= _EXACT_MEDIAN else "approx_quantile({}, 0.5)"
+    columns = [identifier(metric) for metric in metrics]
+    asked = ", ".join(f"min({name}), {median.format(name)}, max({name})" for name in columns)
+    (found,) = database.sql(f"SELECT {asked} FROM {rows}").fetchall()
+    parts = zip(*[iter(found)] * 3, strict=True)
+    return {
+        metric: dict(zip(("min", "median", "max"), part, strict=True))
+        for metric, part in zip(metrics, parts, strict=True)
+    }
 
 
 def export(output: str, target: str) -> int:

@@ -16,6 +16,7 @@ from qualitygate.report import page as report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 import artefacts_maker as maker
+import nights_maker
 
 REQUIRED = os.environ.get("QUALITYGATE_REQUIRE_BROWSER") == "1"
 DESKTOP = {"width": 1280, "height": 900}
@@ -83,9 +84,30 @@ class Visit:
         return self.page.locator(".panel").first
 
 
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of 40 nights, the last of which was refused."""
+    folder = tmp_path_factory.mktemp("nights")
+    made = [*nights_maker.history(39), nights_maker.night(45, "refused", 36, 36)]
+    output = nights_maker.write(folder / "out", made)
+    path = report.write(ReportConfig(input=(str(output),), output=str(folder / "report.html")))
+    assert isinstance(path, Path)
+    return path
+
+
 @pytest.fixture
 def visit(browser: Any, written: Path) -> Iterator[Any]:
     """Opens the page in a context of its own and waits until its figures are drawn; checks it on leaving."""
+    yield from _visits(browser, written)
+
+
+@pytest.fixture
+def visit_nights(browser: Any, nights: Path) -> Iterator[Any]:
+    """The same for the page of nights."""
+    yield from _visits(browser, nights)
+
+
+def _visits(browser: Any, written: Path) -> Iterator[Any]:
     visits: list[tuple[Any, Visit]] = []
 
     def open_page(**settings: Any) -> Visit:
@@ -311,6 +333,65 @@ def test_paper_is_light_without_controls_and_within_its_width(visit: Any) -> Non
     assert page.evaluate("document.documentElement.scrollWidth") <= 700
     page.emulate_media(media="screen")
     wait_for_luminance(page, ".xtick text", "fill", above=130)
+
+
+# ---- the page of nights --------------------------------------------------------------------------------------
+
+
+def test_nights_are_drawn_and_their_states_are_read_without_pointing(visit_nights: Any) -> None:
+    page = visit_nights().page
+    assert page.locator(".plot").count() == 11
+    for plot in page.locator(".plot").all():
+        marks = plot.locator(".scatterlayer .point, .scatterlayer .js-line, .barlayer .point").count()
+        assert marks >= 2
+    cells = page.locator(".night:not(.gap)")
+    assert cells.count() == 30
+    newest = page.locator(".night.newest")
+    assert newest.inner_text().split() == ["2026-02-19", "✕", "refused"]
+    assert page.locator("#tonight .note").first.is_visible()
+    assert nights_maker.DRIFT[1:40] in page.locator("#tonight .note").first.inner_text()
+    # A night of the strip leads to its reasons.
+    newest.locator("a").click()
+    reasons = page.locator(page.evaluate("location.hash"))
+    assert nights_maker.DRIFT[1:40] in reasons.inner_text()
+    # Each sign and colour differs from state to state.
+    borders = page.eval_on_selector_all(
+        ".night:not(.gap):not(.newest)",
+        "all => [...new Set(all.map(one => getComputedStyle(one).borderTopStyle + getComputedStyle(one).color))]",
+    )
+    assert len({border.split("rgb")[0] for border in borders}) == 3
+    wait_for_luminance(page, ".night.good .night-state", "color", below=120)
+    page.locator("summary", has_text="All nights as a table").click()
+    table = page.get_by_role("region", name="All nights")
+    assert table.locator("tbody tr").count() == 40
+    assert table.locator("tbody tr").first.inner_text().split()[:3] == ["2026-02-19", "✕", "refused"]
+
+
+def test_the_page_of_nights_fits_a_phone_and_the_dark(visit_nights: Any) -> None:
+    page = visit_nights(viewport={"width": 320, "height": 740}, color_scheme="dark").page
+    wait_for_luminance(page, "body", "backgroundColor", below=40)
+    wait_for_luminance(page, ".xtick text", "fill", above=130)
+    for width in (320, 768):
+        page.set_viewport_size({"width": width, "height": 740})
+        page.wait_for_function(
+            """width => document.documentElement.scrollWidth <= width
+                && [...document.querySelectorAll('.plot svg.main-svg')].every(
+                    svg => svg.getBoundingClientRect().right <= width + 1)""",
+            arg=width,
+            timeout=5000,
+        )
+
+
+def test_without_scripts_nights_can_be_read(browser: Any, nights: Path) -> None:
+    context = browser.new_context(java_script_enabled=False, viewport=DESKTOP)
+    page = context.new_page()
+    page.goto(nights.as_uri())
+    text = page.locator("main").inner_text()
+    assert "2026-02-19\n✕ refused" in text
+    assert nights_maker.DRIFT[1:40] in text
+    page.locator("summary", has_text="As a table").first.click()
+    assert "11 [" in page.get_by_role("region", name="Cut-offs by night").inner_text()
+    context.close()
 
 
 def test_without_scripts_the_numbers_and_photographs_are_there(browser: Any, written: Path) -> None:

@@ -191,6 +191,7 @@ def test_figures_are_what_their_names_say(simulate: Callable[..., Any]) -> None:
         place={"gate": rng.random((2, 100)), "random": np.full((2, 100), 0.5)},
         undefined={},
         undecided=0.0,
+        decided=np.ones((2, 100), dtype=np.bool_),
     )
     plan = Plan(folds=2, splits=(((), ()), ((), ())))  # type: ignore[arg-type]
     found = heldout.figures(photographs, outcome, plan, replicates=50, seed=0)
@@ -247,3 +248,14 @@ def test_a_failed_score_is_the_worst_for_every_contestant(simulate: Callable[...
     _, _, outcome = _crossed(simulated)
     for name in ("gate", "best_single", "logistic"):
         assert np.all(outcome.accepted[name][:, :10] == 0), name
+
+
+def test_repeats_without_a_gate_say_nothing_of_a_photograph() -> None:
+    outcome = Outcome(
+        accepted={"gate": np.asarray([[1.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 1.0]])},
+        place={},
+        undefined={},
+        undecided=0.5,
+        decided=np.asarray([[True, True, False, False], [True, False, True, False]]),
+    )
+    np.testing.assert_array_equal(outcome.passed(), [1.0, 0.0, 0.0, np.nan])

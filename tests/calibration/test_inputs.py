@@ -339,5 +339,56 @@ def test_of_a_lazy_run_only_the_random_sample_calibrates(files: Callable[..., Ca
     _refused(config, "all 20 photographs", "without --lazy")
 
 
+# ---- sampling probabilities ----------------------------------------------------------------------------------
+
+
+def test_the_sampling_probability_is_read_where_there_is_one(files: Callable[..., CalibrateConfig]) -> None:
+    chances = [1.0] * 15 + [0.25] * 5
+    plain = inputs.read(files())
+    assert (plain.sampling, plain.photographs.probability) == (None, None)
+    assert plain.photographs.weight.tolist() == [1.0] * 20
+    for name, options in (("sampling_probability", {}), ("chance", {"sampling_column": "chance"})):
+        for suffix in ("parquet", "csv"):
+            found = inputs.read(files(predictions={name: chances}, suffix=suffix, **options))
+            assert found.sampling == name
+            assert found.photographs.weight == pytest.approx(np.array([1.0] * 15 + [4.0] * 5) / 1.75)
+    # Another name is another column, and what says the same of all says nothing.
+    assert inputs.read(files(predictions={"chance": chances})).photographs.probability is None
+    alike = inputs.read(files(predictions={"sampling_probability": [0.3] * 20}))
+    assert alike.sampling is None
+    assert alike.photographs.weight.tolist() == [1.0] * 20
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "1 of 20 rows without a chance ('p03')"),
+        (0.0, "1 of 20 rows whose chance lies outside (0, 1] ('p03')"),
+        (-0.5, "1 of 20 rows whose chance lies outside (0, 1] ('p03')"),
+        (1.5, "1 of 20 rows whose chance lies outside (0, 1] ('p03')"),
+        (np.nan, "1 of 20 rows whose chance is no number"),
+        (np.inf, "1 of 20 rows whose chance is no number"),
+        ("often", "1 of 20 rows whose chance is no number"),
+    ],
+)
+def test_bad_sampling_probabilities_are_named(files: Callable[..., CalibrateConfig], value: Any, words: str) -> None:
+    chances: list[Any] = ["0.5"] * 20 if isinstance(value, str) else [0.5] * 20
+    chances[3] = value
+    remedy = "chance is the chance with which a photograph was drawn to be labelled, 1 where all were"
+    _refused(files(predictions={"chance": chances}, sampling_column="chance"), "--predictions", words, remedy)
+
+
+def test_a_sampling_column_that_was_named_must_be_there(files: Callable[..., CalibrateConfig]) -> None:
+    _refused(files(sampling_column="chance"), "lacks the column chance", "--sampling-column")
+    _refused(files(sampling_column="sampling_probability"), "lacks the column sampling_probability")
+
+
+def test_a_prediction_that_failed_needs_no_sampling_probability(files: Callable[..., CalibrateConfig]) -> None:
+    failed = {"status": ["error"] + ["ok"] * 19, "sampling_probability": [None, 0.5] + [1.0] * 18}
+    found = inputs.read(files(predictions=failed))
+    assert found.dropped["prediction_failed"] == 1
+    assert found.photographs.weight.max() == pytest.approx(2 * found.photographs.weight.min())
+
+
 def test_a_method_is_not_called_as_a_column_of_the_results(files: Callable[..., CalibrateConfig]) -> None:
     _refused(files(scores={"passed": [1.0] * 20}, methods="passed"), "can't be called 'passed'", "rename")

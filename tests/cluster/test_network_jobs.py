@@ -21,11 +21,11 @@ from job_helpers import Silent, write_photographs
 from PIL import Image
 
 import qualitygate
-from qualitygate.cluster import planning, scoring, session
+from qualitygate.cluster import devices, planning, scoring, session
 from qualitygate.cluster.measurement import Cost
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ConfigurationError
-from qualitygate.metrics import PAPER, Parameters, weights, weights_manifest
+from qualitygate.metrics import PAPER, Parameters, comparison, verification, weights, weights_manifest
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import scores
 
@@ -203,6 +203,48 @@ def test_a_malicious_checkpoint_runs_nothing_in_the_job(tmp_path: Path, silent: 
         _run(tmp_path / "in", tmp_path / "out", silent, metrics=("hyperiqa",), weights=str(bad))
 
 
+def test_half_precision_of_another_gpu_is_refused_before_workers_start(
+    tmp_path: Path, silent: Silent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session's GPUs are Ray's belief alone, so what one is called is made up."""
+    write_photographs(tmp_path / "in", 2, side=120)
+    plan = Plan(metrics=("hyperiqa",), parameters=Parameters(untrained=True))
+    pairs = [(float(score), score + 1e-6) for score in range(100)]
+    verdict = comparison.judged(
+        "hyperiqa",
+        verification.fast_fingerprints(plan, plan.metrics)["hyperiqa"],
+        pairs,
+        min_srcc=0.9995,
+        max_error=0.005,
+    )
+    found = verification.Verification(
+        device="GPU A",
+        kind="cuda",
+        torch="2",
+        created="2026-01-01T00:00:00Z",
+        photographs=100,
+        unreadable=0,
+        min_srcc=0.9995,
+        max_error=0.005,
+        metrics=(verdict,),
+    )
+    verification.write(found, str(tmp_path / "precision.json"))
+    options: dict[str, Any] = {
+        "metrics": ("hyperiqa",),
+        "untrained": True,
+        "device": "cuda",
+        "precision": "fast",
+        "verified": str(tmp_path / "precision.json"),
+    }
+    asked = []
+    in_session = devices.model
+    monkeypatch.setattr(devices, "model", lambda: asked.append(in_session()) or "GPU B")
+    with pytest.raises(ConfigurationError, match=r"^--precision fast was verified on 'GPU A', and this GPU is 'GPU B'"):
+        _run(tmp_path / "in", tmp_path / "out", silent, **options)
+    assert asked == [None if not torch.cuda.is_available() else torch.cuda.get_device_name()]
+    assert silent.rows == 0
+
+
 def test_pools_of_networks_on_gpus_and_without_any() -> None:
     config = ScoreConfig(input="i", output="o", gpus_per_worker=0.25)
     plan = Plan(metrics=("lapm", "maniqa"), parameters=Parameters(untrained=True))
@@ -213,6 +255,12 @@ def test_pools_of_networks_on_gpus_and_without_any() -> None:
     assert (pool.workers, pool.gpus_per_worker, pool.batch_size) == (8, 0.25, 32)
     # Photographs are decoded beside the GPU's work, by as many cores as a worker has and its memory allows.
     assert (pool.task, pool.decoders) == (256, 2)
+    # Between tasks a GPU waits for the first photographs: where it is quick, tasks are as long as a commit.
+    light = replace(on_gpu, metrics=("lapm", "wavs", "musiq"))
+    assert planning.plan_pool(config, light, machine, rows=100_000).task == config.commit_rows == 1000
+    many = config.model_copy(update={"commit_rows": 10_000})
+    assert planning.plan_pool(many, light, machine, rows=100_000).task == 1024
+    assert planning.plan_pool(many, light, machine, rows=10_000).task == 313
     small = session.Cluster(cpus=16, gpus=2, local=True, memory=24 << 30)
     assert planning.plan_pool(ScoreConfig(input="i", output="o"), on_gpu, machine, rows=10_000).decoders == 8
     assert planning.plan_pool(ScoreConfig(input="i", output="o"), on_gpu, small, rows=10_000).decoders == 6

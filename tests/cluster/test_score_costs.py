@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,31 @@ def test_what_is_scored_already_counts_as_done(tmp_path: Path, ray_session: Any)
     found = _plan(tmp_path / "in", output=str(tmp_path / "out"), metrics=("lapm", "wavs"))
     assert {name: cost["rows"] for name, cost in found["metrics"].items()} == {"lapm": 2, "wavs": 5}
     assert found["to_do"] == 5
+
+
+def test_a_photograph_that_lacks_any_metric_is_to_do(tmp_path: Path) -> None:
+    """Two lack LAPM, two others WAVS, one failed for good: four are to be read, not two. Then one has changed."""
+    write_photographs(tmp_path / "in", 5)
+    spooled = manifest.load(str(tmp_path / "in"), tmp_path / "manifest.parquet")
+    listed = pq.read_table(spooled.path)
+    writer = scores.Writer(str(tmp_path / "out"), ["lapm", "wavs"], "run")
+    states = [("ok", None), ("ok", "failed:timeout"), (None, "ok"), ("failed:timeout", "ok"), ("ok", "failed:flat")]
+    common = {"status": "ok", "attempts": 1, "run_id": "run", "scored_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    rows = [
+        common | {"image_id": image_id, "etag": etag, "lapm_state": lapm, "wavs_state": wavs}
+        for image_id, etag, (lapm, wavs) in zip(
+            listed["image_id"].to_pylist(), listed["etag"].to_pylist(), states, strict=True
+        )
+    ]
+    table = pa.Table.from_pylist(rows, schema=writer.schema)
+    writer.commit(table, table.slice(0, 0))
+    found = _plan(tmp_path / "in", output=str(tmp_path / "out"), metrics=("lapm", "wavs"))
+    assert {name: cost["rows"] for name, cost in found["metrics"].items()} == {"lapm": 2, "wavs": 2}
+    assert (found["to_do"], found["requests"]) == (4, 4)
+    assert found["reading_cpu_hours"] == pytest.approx(4 * found["measured"]["reading"] / 3600)
+    assert _plan(tmp_path / "in", output=str(tmp_path / "out"), metrics=("lapm", "niqe"))["to_do"] == 5
+    write_photographs(tmp_path / "in", 5, side=192)
+    assert _plan(tmp_path / "in", output=str(tmp_path / "out"), metrics=("lapm", "wavs"))["to_do"] == 5
 
 
 def test_unreadable_photographs_are_said_and_none_at_all_refused(tmp_path: Path) -> None:

@@ -235,6 +235,11 @@ def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(
         metrics=FOCUS,
         image_timeout_s=4,
         max_error_rate=0.5,
+        metrics_textfile=str(tmp_path / "run.prom"),
+    )
+    assert stats["scored"]["batches_lost"] >= 2
+    assert f"{stats['scored']['batches_lost']}\n" in next(
+        line for line in (tmp_path / "run.prom").open() if line.startswith("qualitygate_batches_lost_total")
     )
     rows = _rows(tmp_path / "out")
     assert len(rows) == 10

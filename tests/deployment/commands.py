@@ -21,6 +21,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "predict": config.PredictConfig,
     "calibrate": config.CalibrateConfig,
     "gate": config.GateConfig,
+    "nightly": config.NightlyConfig,
     "study": config.StudyConfig,
     "report": config.ReportConfig,
 }
@@ -49,12 +50,18 @@ def resolved(verb: str, text: str, folder: Path) -> BaseModel:
 
 
 def manifests() -> list[tuple[str, dict[str, Any]]]:
-    """Every document in manifests/kubernetes, with the name of its file."""
-    return [
+    """Every document in manifests/kubernetes, with the name of its file; also the RayJob inside of a ConfigMap."""
+    found = [
         (path.name, document)
         for path in sorted((ROOT / "manifests" / "kubernetes").glob("*.yaml"))
         for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
     ]
+    inside = [
+        (name, yaml.safe_load(document["data"]["rayjob.yaml"]))
+        for name, document in found
+        if document["kind"] == "ConfigMap" and "rayjob.yaml" in document["data"]
+    ]
+    return found + inside
 
 
 def _read(arguments: list[str]) -> tuple[str, dict[str, Any]]:

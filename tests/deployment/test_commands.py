@@ -1,4 +1,4 @@
-"""Every command in the manifests and in docs/deployment.md is one that the command line takes, with its settings."""
+"""Every command in the manifests and on the pages about running them is one that the command line takes."""
 
 import re
 from pathlib import Path
@@ -46,16 +46,16 @@ def test_the_entrypoint_is_a_command_with_a_valid_configuration(name: str, tmp_p
     (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     (worker,) = group["template"]["spec"]["containers"]
     resources = worker["resources"]["limits"]
-    device = settings.device
+    device = getattr(settings, "device", "cpu")
     assert (device == "cuda") == ("nvidia.com/gpu" in resources)
-    if device == "cpu":
+    if device == "cpu" and hasattr(settings, "workers"):
         # A whole CPU must be left for the tasks that feed the workers, on whichever node.
         assert settings.workers == group["replicas"] * int(resources["cpu"]) - 1
 
 
-def commands_of_the_page() -> list[str]:
-    """The project's own commands in the code blocks of docs/deployment.md, also behind `ray job submit ... --`."""
-    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8").replace("\\\n", " ")
+def commands_of(page: str) -> list[str]:
+    """The project's own commands in the code blocks of a page in docs, also behind `ray job submit ... --`."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     found = [
         re.search(r"(?:^\s*|--\s+|-cpu )(qualitygate [a-z].*|python -m jobs\..*)$", line.split("  #")[0].rstrip())
@@ -65,10 +65,11 @@ def commands_of_the_page() -> list[str]:
 
 
 def test_the_page_shows_how_to_submit_a_job() -> None:
-    assert any(command.startswith("python -m jobs.score") for command in commands_of_the_page())
+    assert any(command.startswith("python -m jobs.score") for command in commands_of("deployment.md"))
+    assert commands_of("operations.md")
 
 
-@pytest.mark.parametrize("command", commands_of_the_page())
+@pytest.mark.parametrize("command", [*commands_of("deployment.md"), *commands_of("operations.md")])
 def test_a_command_of_the_page_is_taken(command: str) -> None:
     assert read(command)[0]
 

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -13,6 +14,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from commands import ROOT, manifests
+
+from jobs import run_rayjob
 
 # The oldest and the newest release whose schemas the manifests are held to.
 RELEASES = ("1.33", kubernetes_validate.latest_version().rpartition(".")[0])
@@ -137,7 +140,7 @@ def test_gpu_workers_ask_for_a_gpu_and_go_where_there_is_one() -> None:
 
 def test_only_the_head_has_a_token_of_kubernetes() -> None:
     for name, template in PODS.items():
-        if name.startswith("rayjob-"):
+        if ":RayJob/" in name:
             assert template["spec"].get("automountServiceAccountToken", True) == name.endswith(":head"), name
 
 
@@ -168,3 +171,65 @@ def test_nothing_reads_like_a_credential() -> None:
     for path in [*(ROOT / "manifests" / "kubernetes").iterdir(), ROOT / "cluster.yaml", ROOT / "Dockerfile"]:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"AKIA[0-9A-Z]{16}|-----BEGIN|(?i:secret_access_key|password)\s*[:=]", text), path.name
+
+
+def cronjob() -> dict[str, Any]:
+    (found,) = [document for document in CORE.values() if document["kind"] == "CronJob"]
+    return found
+
+
+def test_one_night_at_a_time() -> None:
+    spec = cronjob()["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["timeZone"] == "Etc/UTC"
+    night = spec["jobTemplate"]["spec"]
+    (rayjob,) = [job for name, job in RAYJOBS.items() if name.startswith("nightly-rayjob.yaml")]
+    # Kubernetes counts the night as over when its pod ends, so the pod outlives both tries of the RayJob.
+    tries = 1 + rayjob["spec"]["backoffLimit"]
+    assert night["activeDeadlineSeconds"] > tries * rayjob["spec"]["activeDeadlineSeconds"]
+    # The Job's name, CronJob's and ten digits, becomes the RayJob's.
+    assert len(cronjob()["metadata"]["name"]) + 11 <= 47
+
+
+def test_the_nights_pod_creates_the_rayjob_that_is_mounted(tmp_path: Path) -> None:
+    pod = cronjob()["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"][:3] == ["python", "-m", "jobs.run_rayjob"]
+    (path,) = container["command"][3:]
+    (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+    assert mount["name"] == volume["name"]
+    (document,) = [one for one in CORE.values() if one["metadata"]["name"] == volume["configMap"]["name"]]
+    file = tmp_path / Path(path).relative_to(mount["mountPath"])
+    file.write_text(document["data"][file.name])
+    # As the pod reads it, with the environment that it has.
+    names = [one["name"] for one in container["env"]]
+    fields = [one["valueFrom"]["fieldRef"]["fieldPath"] for one in container["env"]]
+    assert dict(zip(names, fields, strict=True)) == {
+        "JOB_NAME": "metadata.labels['batch.kubernetes.io/job-name']",
+        "JOB_UID": "metadata.labels['batch.kubernetes.io/controller-uid']",
+        "NAMESPACE": "metadata.namespace",
+    }
+    owned = run_rayjob.owned(run_rayjob.read(file), name="night-1", uid="u", namespace="qualitygate")
+    jsonschema.validate(owned, SCHEMA)
+
+
+def test_the_nights_pod_may_create_and_read_rayjobs_and_nothing_else() -> None:
+    account = cronjob()["spec"]["jobTemplate"]["spec"]["template"]["spec"]["serviceAccountName"]
+    (role,) = [one for one in CORE.values() if one["kind"] == "Role"]
+    (binding,) = [one for one in CORE.values() if one["kind"] == "RoleBinding"]
+    assert role["rules"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}]
+    assert binding["roleRef"] == {
+        "apiGroup": "rbac.authorization.k8s.io",
+        "kind": "Role",
+        "name": role["metadata"]["name"],
+    }
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "qualitygate"}]
+    assert not [one for one in CORE.values() if one["kind"].startswith("Cluster")]
+
+
+def test_only_silence_of_the_api_starts_the_pod_again() -> None:
+    night = cronjob()["spec"]["jobTemplate"]["spec"]
+    (rule,) = night["podFailurePolicy"]["rules"]
+    assert rule == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1, 2]}}
+    assert run_rayjob.Unavailable("x").exit_code not in rule["onExitCodes"]["values"]
+    assert night["template"]["spec"]["restartPolicy"] == "Never"

@@ -1,11 +1,17 @@
 """Photographs that the tests of metrics share: those in scikit-image's wheel, and made-up ones at the edges."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import skimage.data
+import torch
+import torch._dynamo.utils
 
 from qualitygate.images.photograph import Photograph
+from qualitygate.metrics import crops
+from qualitygate.metrics.metric import Device
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -72,3 +78,50 @@ def edges() -> dict[str, Photograph]:
         "noise": noise(200, 200),
     }
     return {name: Photograph(np.ascontiguousarray(value)) for name, value in pixels.items()}
+
+
+def crop_scorer(
+    evaluate: Callable[[torch.Tensor], torch.Tensor],
+    batch: int = 8,
+    count: int = 20,
+    *,
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    device: Device = "cpu",
+    padded: bool = False,
+) -> crops.CropScorer:
+    """A scorer of 20 crops whose score is the mean of the first value over them."""
+    return crops.CropScorer(
+        evaluate,
+        lambda total: float(total[0]) / count,
+        name="mean red",
+        count=count,
+        mean=mean,
+        std=(1.0, 1.0, 1.0),
+        device=device,
+        batch=batch,
+        padded=padded,
+    )
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many graphs torch.compile has kept since; each is whole, or it raises. They run interpreted.
+
+    Traced down to torch's basic operations, where some sizes need a graph of their own that needn't further up.
+    """
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    compiler = torch.compile
+    settings = {"fullgraph": True, "backend": "aot_eager"}
+    monkeypatch.setattr(torch, "compile", lambda function, **more: compiler(function, **more | settings))
+    return lambda: counted["unique_graphs"] - before
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other make small layers many times slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

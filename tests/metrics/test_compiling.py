@@ -2,12 +2,13 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from qualitygate.metrics import compiling, hyperiqa, musiq
+from qualitygate.metrics import compiling, hyperiqa, maniqa, musiq
 from qualitygate.metrics.precision import COMPILE_FROM, worth_compiling
 
 
@@ -54,26 +55,48 @@ def test_short_memory_is_no_reason_to_give_compiling_up() -> None:
 
 
 @pytest.mark.parametrize("halved", [False, True])
-def test_musiq_is_one_graph_for_all_lengths(halved: bool) -> None:
+def test_musiq_is_three_graphs_for_all_lengths(halved: bool, graphs: Callable[[], int]) -> None:
+    """Of several photographs without and with a mask, and of one, which never has a mask."""
     preset = dataclasses.replace(musiq.PRESETS["musiq"], width=64, hidden=96, depth=2)
     network = musiq.network(musiq.seeded_state_dict(0, preset), preset)
     network.freeze(halved=halved)
-    graphs = []
-
-    def backend(graph: torch.fx.GraphModule, _: object) -> object:
-        graphs.append(graph)
-        return graph.forward
-
-    score = torch.compile(network.score, fullgraph=True, dynamic=True, backend=backend)
+    score = compiling.Compiled(network.score, "musiq", dynamic=True)
+    # 64 tokens are as many as channels, 7 as many as photographs.
+    shapes = [(7, 7), (2, 30), (64, 64), (3, 64), (5, 41), (1, 30), (1, 64), (1, 91)]
+    masked = [(4, 39), (39, 39), (2, 64), (3, 47)]
     with torch.inference_mode():
-        for batch, length in ((2, 30), (3, 50), (5, 41)):
+        for batch, length in shapes + masked:
             x = torch.randn(batch, length, 64)
             zeros = torch.zeros(batch, length, dtype=torch.int64)
-            torch.testing.assert_close(score(x, zeros, zeros, None), network.score(x, zeros, zeros, None))
-    assert len(graphs) == 1
+            mask = (
+                torch.arange(length) < length - torch.arange(batch)[:, None] % 3 if (batch, length) in masked else None
+            )
+            torch.testing.assert_close(score(x, zeros, zeros, mask), network.score(x, zeros, zeros, mask))
+    assert score.compiled
+    assert graphs() == 3
 
 
-def test_hyperiqa_is_one_graph() -> None:
+@pytest.mark.parametrize("halved", [False, True])
+def test_networks_of_crops_are_one_graph_for_each_of_their_two_shapes(halved: bool, graphs: Callable[[], int]) -> None:
+    """As large as they are, on the device that holds no numbers."""
+    for name, network in (("maniqa", maniqa._empty(0.13)), ("hyperiqa", hyperiqa._empty())):
+        if isinstance(network, maniqa.Maniqa):
+            network.drop_unused()
+        network.requires_grad_(False).eval()
+        if halved:
+            network.halve()
+        evaluate = network.sums if isinstance(network, maniqa.Maniqa) else network
+        compiled = compiling.Compiled(evaluate, name, dynamic=False)
+        before = graphs()
+        with torch.inference_mode():
+            for crops in (8, 2, 8):
+                x = torch.empty(crops, 3, 224, 224, device="meta")
+                assert compiled(x).shape == evaluate(x).shape
+        assert compiled.compiled
+        assert graphs() - before == 2
+
+
+def test_a_compiled_network_gives_the_same_numbers() -> None:
     network = hyperiqa._empty()
     network.load_state_dict(hyperiqa.seeded_state_dict(0), assign=True)
     network.requires_grad_(False).eval()

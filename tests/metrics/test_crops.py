@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import crop_scorer as scorer
 
 from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
@@ -38,7 +39,7 @@ def all_cut(photograph: Photograph, count: int) -> torch.Tensor:
     """Every crop of the grid in order, duplicates repeated: (count, 3, 224, 224) in [0, 1]."""
     height, width, _ = crops.enlarged(photograph.height, photograph.width)
     found = crops.grid(photograph.height, photograph.width, count)
-    pixels = crops.stack([crops.cut(photograph, crop) for crop in found], "cpu")
+    pixels = crops.stack([crops.cut(photograph, crop) for crop in found])
     where = {(crop.top, crop.left): pixels[i] for i, crop in enumerate(found)}
     down, across = (height - 224) // math.isqrt(count), (width - 224) // math.isqrt(count)
     side = math.ceil(math.sqrt(count))
@@ -78,6 +79,15 @@ def test_a_long_strip_costs_the_memory_of_its_crops():
         pixels = crops.cut(photograph, crop)
         assert pixels.shape == (224, 224, 3)
         assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
+
+
+def test_what_is_enlarged_is_sent_to_the_device(monkeypatch):
+    sent = []
+    monkeypatch.setattr(crops, "upload", lambda pixels, device: sent.append(device) or pixels)
+    crop = crops.Crop(top=0, left=0, times=1)
+    there = crops.cut(noise(100, 80), crop, "cuda")
+    assert sent == ["cuda"]
+    assert torch.equal(there, crops.cut(noise(100, 80), crop))
 
 
 @pytest.mark.parametrize(
@@ -124,20 +134,6 @@ class Means:
         return x[:, 0].double().mean((1, 2))[:, None]
 
 
-def scorer(network, batch: int = 8, count: int = 20, *, padded: bool = False) -> crops.CropScorer:
-    return crops.CropScorer(
-        network,
-        lambda total: float(total[0]) / count,
-        name="mean red",
-        count=count,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        device="cpu",
-        batch=batch,
-        padded=padded,
-    )
-
-
 MIXED = [noise(300, 400, 1), noise(100, 80, 2), noise(1, 1, 3), noise(227, 500, 4), noise(512, 300, 5)]
 
 
@@ -165,17 +161,7 @@ def test_padded_batches_have_two_shapes_and_the_same_scores():
         assert x.is_contiguous(memory_format=torch.channels_last)
         return network(x)
 
-    padded = crops.CropScorer(
-        watched,
-        lambda total: float(total[0]) / 20,
-        name="mean red",
-        count=20,
-        mean=(0.5, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        device="cpu",
-        batch=8,
-        padded=True,
-    )
+    padded = scorer(watched, mean=(0.5, 0.0, 0.0), padded=True)
     photographs = MIXED[::-1]
     expected = [score - 0.5 for score in scorer(Means())(photographs)]
     assert padded(photographs) == pytest.approx(expected, abs=1e-6)

@@ -14,12 +14,7 @@ PRESETS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +90,7 @@ def maniqas() -> tuple[maniqa.Maniqa, maniqa.Maniqa]:
 def test_a_crop_of_maniqa_is_near_float32(maniqas, photographs):
     exact, fast = maniqas
     cut = [crops.cut(photograph, crops.Crop(top=0, left=0, times=1)) for photograph in photographs[:2]]
-    x = (crops.stack(cut, "cpu") - 0.5) / 0.5
+    x = (crops.stack(cut) - 0.5) / 0.5
     with torch.inference_mode():
         expected, found = exact.sums(x), fast.sums(x)
     assert found.dtype == torch.float32

@@ -12,6 +12,8 @@ from qualitygate.metrics import crops, hyperiqa
 SEED = 11
 PRESET = hyperiqa.PRESETS["hyperiqa"]
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def diverse() -> dict[str, Photograph]:
     """Six photographs of six sizes: one under 224 px, three not square, one over 512."""
@@ -24,15 +26,6 @@ def diverse() -> dict[str, Photograph]:
         "clock": np.tile(pixels_of("clock"), (2, 2, 1)),  # 600 x 800
     }
     return {name: Photograph(np.ascontiguousarray(value)) for name, value in pixels.items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other make these small layers many times slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +75,7 @@ def test_whole_photographs_score_as_in_pyiqa(stock, scores):
 def test_each_crop_scores_as_in_pyiqa(stock, state):
     """One crop of each photograph in one batch, both networks alone, crops' pixels given."""
     photographs = diverse().values()
-    pixels = crops.stack([crops.cut(p, crops.grid(p.height, p.width, 25)[-1]) for p in photographs], "cpu")
+    pixels = crops.stack([crops.cut(p, crops.grid(p.height, p.width, 25)[-1]) for p in photographs])
     network = hyperiqa.HyperIqa().eval()
     network.load_state_dict(state, strict=True)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (hyperiqa.MEAN, hyperiqa.STD))

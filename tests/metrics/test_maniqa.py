@@ -177,7 +177,7 @@ def test_the_network_itself_gives_one_value_a_crop(state, first_crops):
     network = maniqa.Maniqa(PRESET.scale).eval()
     network.load_state_dict(state, strict=True)
     photograph = diverse()["brick"]
-    pixels = crops.stack([crops.cut(photograph, crops.Crop(top=0, left=0, times=1))], "cpu")
+    pixels = crops.stack([crops.cut(photograph, crops.Crop(top=0, left=0, times=1))])
     with torch.inference_mode():
         values = network((pixels - 0.5) / 0.5)
     assert values.shape == (1,)

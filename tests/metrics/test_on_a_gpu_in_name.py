@@ -1,14 +1,17 @@
 """What runs on a GPU, traced with tensors that say they are on one and hold nothing: types and devices fit.
 
 No GPU is needed, and no number is computed: an operation that refuses its arguments' types or devices raises here as it
-would there.
+would there. What travels between the CPU and the GPU is counted, because a GPU stands still while the CPU waits.
 """
 
 import numpy as np
 import pytest
 import torch
+from conftest import crop_scorer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import (
@@ -32,9 +35,42 @@ def empties():
 
 
 @pytest.fixture
-def mode():
+def mode(monkeypatch):
+    def marked(host):
+        """Page-locking needs a driver: here it is a word."""
+        host.page_locked = True
+        return host
+
+    monkeypatch.setattr(memory, "page_locked", marked)
     with FakeTensorMode() as mode, torch.no_grad():
         yield mode
+
+
+class Journeys(TorchDispatchMode):
+    """Tensors that go from device to device: shapes of those that nothing waits for, and the others.
+
+    Nothing waits for those that are sent as such from page-locked memory. What reads a number of a GPU's tensor raises
+    in the mode.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.sent: list[tuple[int, ...]] = []
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        made = [one for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
+        # A tensor without dimensions, such as a factor, is taken along as a number.
+        kinds = {one.device.type for one in given + made if one.dim()}
+        if function is torch.ops.aten._to_copy.default and kinds == {"cpu", "cuda"} and kwargs.get("non_blocking"):
+            (host,) = given
+            (self.sent if getattr(host, "page_locked", False) else self.waits).append(tuple(host.shape))
+        elif len(kinds) > 1:
+            self.waits.append(str(function))
+        return result
 
 
 def on_gpu(network: nn.Module) -> nn.Module:
@@ -66,6 +102,12 @@ def test_musiq(mode, halved):
         assert scores.dtype == torch.float32
 
 
+def length(batch: list[musiq._Job]) -> int:
+    """Tokens of a batch without the class token; where they differ, filled up to whole eights with it."""
+    longest = max(job.tokens for job in batch)
+    return longest - 1 if len({job.tokens for job in batch}) == 1 else -(-longest // 8) * 8 - 1
+
+
 def photograph(height: int, width: int) -> Photograph:
     return Photograph(np.zeros((height, width, 3), np.uint8))
 
@@ -80,32 +122,31 @@ def test_musiqs_batches_of_mixed_sizes(mode, compiled, monkeypatch):
     for sizes in ([(300, 340), (310, 300), (300, 340)], [(200, 200)] * 2):
         jobs = [musiq._Job(i, photograph(*size), musiq_tokens.scales(*size)) for i, size in enumerate(sizes)]
         (batch,) = scorer._batches(jobs)
-        values = scorer._run(batch)
+        with Journeys() as journeys:
+            values = scorer._run(batch)
         assert stays_there(values, len(sizes))
         assert values.dtype == torch.float64
+        places = (3, len(sizes), length(batch))
+        assert sorted(journeys.sent) == sorted([places, *((*size, 3) for size in sizes)])
+        assert journeys.waits == []
 
 
 def test_crops_and_formulas_are_uploaded_once(mode):
     one = photograph(300, 310)
-    scorer = crops.CropScorer(
-        lambda x: x.mean((2, 3)),
-        lambda total: 0.0,
-        name="means",
-        count=20,
-        mean=(0.5, 0.5, 0.5),
-        std=(1.0, 1.0, 1.0),
-        device="cuda",
-        batch=8,
-        padded=True,
-    )
+    scorer = crop_scorer(lambda x: x.mean((2, 3)), device="cuda", padded=True)
     tasks = [crops._Task(0, crop) for crop in crops.grid(300, 310, 20)[:7]]
-    assert stays_there(scorer._attempt(tasks, [one], 8), 7, 3)
+    with Journeys() as journeys:
+        assert stays_there(scorer._attempt(tasks, [one], 8), 7, 3)
+    assert journeys.sent == [(300, 310, 3)]
+    assert journeys.waits == []
     uploaded = memory.pixels(one, "cuda")
     measured = []
     formula = tensors.BatchScorer(
         lambda rgb: measured.append(rgb) or rgb[:, 0, 0], lambda *_: 0.0, lambda _: None, name="x", device="cuda"
     )
-    assert stays_there(formula._attempt([one, one]), 2, 3)
+    with Journeys() as journeys:
+        assert stays_there(formula._attempt([one, one]), 2, 3)
+    assert journeys.sent == journeys.waits == []
     assert stays_there(measured[0], 2, 300, 310, 3)
     assert memory.pixels(one, "cuda") is uploaded
 
@@ -130,15 +171,17 @@ def test_formulas(mode):
     pixels = torch.empty(2, 200, 311, 3, dtype=torch.uint8, device="cuda")
     high, back = (taps.tolist() for taps in focus.wavelet_filters())
     tables = scene_tensors.Tables("cuda")
-    assert stays_there(focus_tensors.laplacian_sums(pixels), 2, 4)
-    assert stays_there(focus_tensors.wavelet_sum(pixels, high, back), 2, 1)
-    assert stays_there(scene_tensors.brisque(pixels, tables), 2, 2)
-    assert stays_there(scene_tensors.niqe(pixels, tables), 2, 2)
+    with Journeys() as journeys:
+        assert stays_there(focus_tensors.laplacian_sums(pixels), 2, 4)
+        assert stays_there(focus_tensors.wavelet_sum(pixels, high, back), 2, 1)
+        assert stays_there(scene_tensors.brisque(pixels, tables), 2, 2)
+        assert stays_there(scene_tensors.niqe(pixels, tables), 2, 2)
+    assert journeys.sent == journeys.waits == []
 
 
 def test_crops_stay_where_they_were_cut(mode):
-    cut = [torch.empty(224, 224, 3, dtype=torch.uint8, device="cuda"), torch.empty(224, 224, 3)]
-    assert stays_there(crops.stack(cut[:1] * 3, "cuda"), 3, 3, 224, 224)
-    mixed = crops.stack(cut, "cuda")
+    cut = [torch.empty(224, 224, 3, dtype=kind, device="cuda") for kind in (torch.uint8, torch.float32)]
+    assert stays_there(crops.stack(cut[:1] * 3), 3, 3, 224, 224)
+    mixed = crops.stack(cut)
     assert stays_there(mixed, 2, 3, 224, 224)
     assert stays_there(crops.filled_up(mixed, 5), 5, 3, 224, 224)

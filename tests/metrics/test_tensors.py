@@ -6,7 +6,7 @@ import torch
 
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics import CATALOGUE, Execution, catalogue, focus_tensors, scene_tensors, tensors
+from qualitygate.metrics import CATALOGUE, Execution, catalogue, focus, focus_tensors, rows, scene_tensors, tensors
 from qualitygate.metrics.metric import Scorer
 
 FORMULAS = ("lapv", "lapm", "wavs", "brisque", "niqe")
@@ -51,12 +51,20 @@ def test_a_score_hardly_depends_on_its_neighbours(photographs, name):
     assert scorer([]) == []
 
 
-def test_laplacians_are_summed_once_for_both(photographs):
-    photograph = fresh([photographs["coffee"]])
-    lapv, lapm = (CATALOGUE[name].load("cpu")(fresh(photograph))[0] for name in ("lapv", "lapm"))
-    assert on_tensors("lapv")(photograph) == [lapv]
-    assert "laplacian_sums" in photograph[0]._memo
-    assert on_tensors("lapm")(photograph) == [lapm]
+@pytest.mark.parametrize("order", [("lapv", "lapm"), ("lapm", "lapv")])
+def test_laplacians_are_summed_once_for_both(photographs, monkeypatch, order):
+    """In a worker as on a GPU: both metrics for a group of photographs, one pass over each."""
+    passes, sums, load = [], focus_tensors.laplacian_sums, focus_tensors.load
+    monkeypatch.setattr(focus_tensors, "laplacian_sums", lambda rgb: passes.append(tuple(rgb.shape)) or sums(rgb))
+    monkeypatch.setattr(focus_tensors, "load", lambda name, device, **more: load(name, "cpu", **more))
+    worker = rows.RowScorer(rows.Plan(metrics=order, device="cuda"), run_id="test")
+    group = fresh(photographs[key] for key in ("coffee", "noise", "zero", "1x1", "coffee"))
+    found = list(worker.finished(worker.prepare_photograph(str(n), one) for n, one in enumerate(group)))
+    for name in order:
+        expected = CATALOGUE[name].load("cpu")(fresh(group))
+        assert [row[name] for row in found] == [None if isinstance(score, Failure) else score for score in expected]
+    assert sum(shape[0] for shape in passes) == len(group), "a photograph was gone over twice"
+    assert {shape[1:3] for shape in passes} == {(one.height, one.width) for one in group}
 
 
 def test_squares_of_a_large_photograph_do_not_overflow():
@@ -66,7 +74,7 @@ def test_squares_of_a_large_photograph_do_not_overflow():
     expected = CATALOGUE["lapv"].load("cpu")([Photograph(rgb)])
     photograph = Photograph(rgb)
     assert on_tensors("lapv")([photograph]) == expected
-    assert photograph._memo["laplacian_sums"][1] > 2**63
+    assert photograph._memo[focus.SUMS][1] > 2**63
 
 
 def test_squares_of_a_long_row_do_not_overflow():
@@ -136,24 +144,28 @@ def test_other_errors_are_errors():
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_one_graph_serves_all_sizes(photographs, name, monkeypatch):
-    """Traced without a break for any number of photographs of any size; WAVS once for each parity of the sides."""
-    import torch._dynamo
-
-    torch._dynamo.reset()
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **more: real(f, fullgraph=True, **more | {"backend": backend}))
+def test_two_graphs_serve_all_sizes(photographs, name, graphs):
+    """One for a photograph alone, one for several: square, wide, tall, odd, even, in whole blocks; squares first."""
     scorer = on_tensors(name, compiled=True)
-    chosen = [photographs[key] for key in ("coffee", "coffee", "clock", "clock", "clock", "chelsea", "chelsea")]
-    expected = on_tensors(name)(fresh(chosen))
-    assert scorer(fresh(chosen)) == pytest.approx(expected, rel=1e-12)
-    assert len(graphs) == (2 if name == "wavs" else 1)
+    astronaut = photographs["astronaut"].rgb
+    sizes = ((200, 200), (201, 211), (192, 210), (330, 197), (288, 288), (201, 201))
+    square, *others = (astronaut[:height, :width] for height, width in sizes)
+    groups = [[square] * 3, *([one] * count for count in (2, 3, 1) for one in others), [square]]
+    for group in groups:
+        chosen = [Photograph(np.ascontiguousarray(rgb)) for rgb in group]
+        assert scorer(fresh(chosen)) == pytest.approx(on_tensors(name)(fresh(chosen)), rel=1e-12)
+    assert graphs() == 2
+
+
+def test_niqes_graphs_stay_within_torchs_limit(photographs, graphs):
+    """Where blocks have one row or one column it compiles again: past the limit, it would run interpreted."""
+    scorer = on_tensors("niqe", compiled=True)
+    for height, width in ((192, 192), (96, 200), (200, 96), (96, 96), (100, 191)):
+        pair = [Photograph(np.ascontiguousarray(photographs["astronaut"].rgb[:height, :width])) for _ in range(2)]
+        assert all(isinstance(score, float) for score in scorer(pair))
+    assert graphs() == 4
+    # And as many of a photograph alone.
+    assert torch._dynamo.config.recompile_limit >= 2 * 4
 
 
 def test_the_catalogue_gives_them_to_gpus_only():

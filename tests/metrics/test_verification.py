@@ -16,8 +16,8 @@ from qualitygate.cluster import planning
 from qualitygate.config import ScoreConfig, VerifyConfig
 from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.decode import DecodePolicy
-from qualitygate.metrics import Execution, Parameters, comparison, verification
-from qualitygate.metrics.rows import Plan
+from qualitygate.metrics import Execution, Parameters, comparison, hyperiqa, verification
+from qualitygate.metrics.rows import Plan, RowScorer
 
 UNTRAINED = Parameters(untrained=True)
 BOUNDS = {"min_srcc": 0.9995, "max_error": 0.005}
@@ -161,10 +161,27 @@ def verified(tmp_path: Path, *passed: str, refused: str | None = None) -> str:
 def test_metrics_that_passed_are_fast_and_others_float32_with_a_note(tmp_path: Path) -> None:
     place = verified(tmp_path, "musiq", refused="hyperiqa")
     execution, notes = verification.execution(plan("lapm", "musiq", "hyperiqa", "maniqa"), place)
-    assert execution == Execution(fast=("musiq",))
+    assert execution == Execution(fast=("musiq",), gpu="a GPU")
     assert len(notes) == 2
     assert "hyperiqa is computed in float32: half precision failed there: SRCC" in notes[0]
     assert "maniqa is computed in float32: it wasn't verified" in notes[1]
+
+
+def test_another_gpu_was_not_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process that scores looks at its own GPU; in float32 and on a CPU there is nothing to compare."""
+    execution, _ = verification.execution(plan("hyperiqa"), verified(tmp_path, "hyperiqa"))
+    fast = plan("hyperiqa", device="cuda", execution=execution)
+    looked_at = []
+    monkeypatch.setattr(hyperiqa, "load", lambda *_, **__: lambda _: [])
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: looked_at.append(1) or "another GPU")
+    with pytest.raises(ConfigurationError, match=r"verified on 'a GPU', and this GPU is 'another GPU'.*verify"):
+        RowScorer(fast, run_id="test")
+    assert len(looked_at) == 1
+    RowScorer(dataclasses.replace(fast, device="cpu"), run_id="test")
+    RowScorer(dataclasses.replace(fast, execution=Execution(gpu="a GPU")), run_id="test")
+    assert len(looked_at) == 1
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    RowScorer(fast, run_id="test")
 
 
 def test_another_definition_was_not_verified(tmp_path: Path) -> None:

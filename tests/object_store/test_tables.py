@@ -13,7 +13,7 @@ from faulty_proxy import LOSE, REFUSE, FaultyProxy
 
 from qualitygate.config import ManifestBuildConfig
 from qualitygate.errors import Superseded
-from qualitygate.tables import manifest, manifest_build, scores, storage, upkeep
+from qualitygate.tables import manifest, manifest_build, purge, scores, storage, upkeep
 
 Put = Callable[[str, dict[str, bytes]], None]
 
@@ -136,3 +136,37 @@ def test_a_manifest_of_a_bucket_tells_what_changed(bucket: str, put: Put, tmp_pa
     assert [i for i in pq.read_table(loaded.path)["image_id"].to_pylist() if i not in extra] == ids
     first = manifest.load(config.input, tmp_path / "spool.parquet", limit=5)
     assert pq.read_table(first.path)["image_id"].to_pylist() == [f"0/{number:04}.jpg" for number in range(0, 15, 3)]
+
+
+def test_photographs_are_erased_from_everything_in_a_bucket(bucket: str, put: Put, tmp_path: Path) -> None:
+    output = f"s3://{bucket}/project"
+    writer = scores.Writer(output, ["lapv"], "run-1")
+    gone = "shoot/p01.jpg"
+    for name in (gone, "shoot/p02.jpg"):
+        writer.commit(_rows(writer, [name]), _rows(writer, []))
+    upkeep.compact(output)
+    pq.write_table(pa.table({"image_id": [gone, "shoot/p02.jpg"]}), tmp_path / "m.parquet")
+    put(
+        bucket,
+        {
+            "project/m.parquet": (tmp_path / "m.parquet").read_bytes(),
+            "project/_stats.json": b'{"state": "done", "examples": [{"image_id": "shoot/p01.jpg"}]}',
+            "project/report.html": b'<meta name="generator" content="qualitygate 0.1.0">',
+            "project/shard.bin": b"\0shoot/p01.jpg\0",
+            "elsewhere/ids.txt": gone.encode(),
+        },
+    )
+    looked = purge.purge(output, f"s3://{bucket}/elsewhere/ids.txt", apply=False)
+    assert {one.name for one in looked.found} >= {"m.parquet", "_stats.json", "report.html", "shard.bin"}
+    assert set(_stored(output)) == {gone, "shoot/p02.jpg"}
+    done = purge.purge(output, f"s3://{bucket}/elsewhere/ids.txt", apply=True)
+    assert [one.name for one in done.remaining] == ["shard.bin"]
+    assert set(_stored(output)) == {"shoot/p02.jpg"}
+    for item in storage.everything(output):
+        if item.name != "shard.bin" and not item.name.endswith(".parquet"):
+            assert gone.encode() not in (storage.read_bytes(item.uri) or b"")
+    assert not storage.exists(f"{output}/report.html")
+    storage.download(f"{output}/m.parquet", str(tmp_path / "left.parquet"))
+    assert pq.read_table(tmp_path / "left.parquet")["image_id"].to_pylist() == ["shoot/p02.jpg"]
+    with pytest.raises(Superseded):
+        writer.commit(_rows(writer, [gone]), _rows(writer, []))

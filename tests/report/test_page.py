@@ -562,6 +562,10 @@ def test_the_same_folder_twice_is_one(tmp_path: Path) -> None:
             lambda folder: change(folder / "gate.json", lambda gate: gate.update(id="ff")),
             "belongs to gate 0000000000000000",
         ),
+        (
+            lambda folder: change(folder / "gate.json", lambda gate: gate.update(sampling={"column": "chance"})),
+            "gate.json': sampling.probability: Field required",
+        ),
         (lambda folder: (folder / "calibration.parquet").write_bytes(b"x"), "calibration.parquet' is no Parquet"),
         (
             lambda folder: pq.write_table(
@@ -577,6 +581,20 @@ def test_a_damaged_calibration_is_refused_in_one_line(tmp_path: Path, damage: Ca
     message = refused(tmp_path, folder)
     assert said in message
     assert message.endswith(("again", "finish; run it again"))
+
+
+def test_weights_are_said_where_there_are_any(tmp_path: Path) -> None:
+    folder = maker.calibration(tmp_path / "gate", rows=40)
+    assert "stands for" not in write(tmp_path, folder, thumbnails=False)[1].text
+    classes = {"correct": {"n": 30, "effective": 21.3}, "wrong": {"n": 10, "effective": 4.6}}
+    sampling = {"column": "chance <b>", "probability": [0.02, 1.0], "effective": 25.2, "classes": classes}
+    for name in ("gate.json", "calibration.json"):
+        change(folder / name, lambda record: record.update(sampling=sampling))
+    text = write(tmp_path, folder, thumbnails=False)[1].text
+    assert (
+        "Each photograph stands for 1 / chance <b> (0.02 to 1): together they tell as much as 25 of equal weight, "
+        "30 correct predictions for 21 and 10 wrong predictions for 5; all shares, densities and cut-offs are weighted."
+    ) in text
 
 
 def test_a_report_of_nothing_is_no_report() -> None:
