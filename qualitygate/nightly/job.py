@@ -3,6 +3,7 @@ killed goes on where it was, and a night that has ended isn't done a second time
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -83,7 +84,9 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
     deadline = settings.deadline(config.deadline, time.time())
     name = config.night or f"{datetime.now(UTC):%Y-%m-%d}"
     logs.bind(run_id=f"night-{name}")
-    with lock.held(output, night=name, ttl_s=config.lock_ttl_s) as held:
+    store = storage.join(output, gates.FOLDER)
+    newest = max((change.fence or 0 for change in gate_store.read(store).changes), default=0)
+    with lock.held(output, night=name, ttl_s=config.lock_ttl_s, above=newest) as held:
         before = record.read(output, name)
         accepting = config.accept_drift or config.allow_changes
         anew = before is None or config.again or (before.state == "refused" and accepting) or before.state == "deadline"
@@ -331,8 +334,7 @@ class _Job:
 
     def _score_new(self) -> dict[str, Any]:
         # Only now: what changed is told by the one before, which a job that was killed until here finds again.
-        data = storage.read_bytes(self._at(MANIFEST))
-        storage.write_bytes(storage.join(self._output, MANIFEST), data or b"")
+        _copy(self._at(MANIFEST), storage.join(self._output, MANIFEST))
         try:
             stats = scoring.run(self._score, self._progress, run_id=self.night.run_id, deadline=self.deadline).stats
         except DeadlineReached as error:
@@ -617,6 +619,17 @@ def _judged(night: Night) -> Sequence[str]:
     """Unfinished nights whose photographs a night has judged with its own."""
     found: Sequence[str] = night.steps.get("drift", {}).get("unfinished", ())
     return found
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy one object in bounded memory: a list of millions of photographs is larger than one wants to hold."""
+    if storage.is_local(source):
+        storage.publish(Path(os.fsdecode(storage.local_path(source))), target)
+        return
+    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+        local = Path(scratch) / "copy"
+        storage.download(source, str(local))
+        storage.publish(local, target)
 
 
 def _texts(values: Sequence[str]) -> str:

@@ -104,9 +104,10 @@ class Lock:
 
 
 @contextmanager
-def held(output: str, *, night: str, ttl_s: float) -> Iterator[Lock]:
+def held(output: str, *, night: str, ttl_s: float, above: int = 0) -> Iterator[Lock]:
     """The lock of an output folder for the time of the block.
 
+    above: the highest fence that anything published carries: should the lock's file be lost, it counts on from there.
     Raises Locked, naming the holder and when its lock expires, while somebody else has it.
     """
     uri = storage.join(output, FILE)
@@ -115,7 +116,7 @@ def held(output: str, *, night: str, ttl_s: float) -> Iterator[Lock]:
     if before is not None and before.alive(now):
         raise Locked(_taken(before, now))
     mine = Held(
-        fence=before.fence + 1 if before else 1,
+        fence=max(above, before.fence if before else 0) + 1,
         holder=uuid.uuid4().hex,
         host=_host(),
         process=_process(os.getpid()),

@@ -214,3 +214,10 @@ def test_of_processes_that_begin_at_once_one_has_it(tmp_path: Path) -> None:
         for one in holders:
             one.kill()
             one.communicate()
+
+
+def test_a_lock_whose_file_was_lost_counts_on_from_what_is_published(tmp_path: Path) -> None:
+    with lock.held(str(tmp_path), night="n", ttl_s=600, above=7) as held:
+        assert held.fence == 8
+    with lock.held(str(tmp_path), night="n", ttl_s=600, above=7) as held:
+        assert held.fence == 9
