@@ -4,7 +4,7 @@ No Ray task feeds the workers. One would need a CPU beside theirs, and where a c
 the pool would wait for ever without a word (ray#44687).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from qualitygate.metrics.rows import Request
 from qualitygate.tables import storage
 
 _MAX_FILE = 1 << 30
-# Ray's own cost of a task, some milliseconds, most of them before the first one starts.
+# Handed to the pool at once: Ray takes a millisecond for each before the first one starts, and keeps them all.
 MOST_TASKS = 10_000
 
 
@@ -37,9 +37,10 @@ def stretches(files: Sequence[tuple[str, int]], task: int) -> list[Stretch]:
     ]
 
 
-def blocks(found: Sequence[Stretch]) -> list[pa.Table]:
-    """A block for each, as a task takes one."""
-    return [pa.Table.from_pylist([asdict(one)]) for one in found]
+def blocks(found: Sequence[Stretch], most: int = MOST_TASKS) -> Iterator[list[pa.Table]]:
+    """A block for each, as a task takes one; as many at a time as the pool is handed."""
+    for start in range(0, len(found), most):
+        yield [pa.Table.from_pylist([asdict(one)]) for one in found[start : start + most]]
 
 
 class Reader:

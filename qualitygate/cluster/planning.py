@@ -13,7 +13,6 @@ from qualitygate.calibration import lazy
 from qualitygate.calibration.gate import Gate
 from qualitygate.cluster import session
 from qualitygate.cluster.measurement import Cost
-from qualitygate.cluster.pending import MOST_TASKS
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ConfigurationError
 from qualitygate.images.decode import DecodePolicy
@@ -227,7 +226,7 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
     if cluster.cpus < 2:
         raise ConfigurationError(
             f"the Ray cluster has {cluster.cpus:g} CPUs; scoring needs 2 at least: one for a worker, "
-            "one for the tasks that feed it"
+            "one for Ray's own tasks"
         )
     networks = bool(networks_of(plan))
     needed = _WORKER_BYTES + networks * _NETWORKS_BYTES
@@ -244,7 +243,7 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
     workers = min(workers, rows)
     if cluster.nodes > 1 and workers > cluster.workers:
         raise ConfigurationError(
-            f"--workers {workers} leaves no CPU for the tasks that feed them: the Ray cluster has {cluster.cpus:g} on "
+            f"--workers {workers} leaves no CPU for Ray's own tasks: the Ray cluster has {cluster.cpus:g} on "
             f"{cluster.nodes} nodes; use {cluster.workers} at most"
         )
     most = _MAX_BATCH_OF_NETWORKS_ON_CPU if networks and not gpus else _MAX_BATCH
@@ -279,9 +278,7 @@ def _task(config: ScoreConfig, plan: Plan, batch: int, rows: int, workers: int, 
     else:
         return batch
     # At the end workers wait for the last task: so tasks are several for each.
-    bounded = max(1, min(wanted, config.commit_rows, math.ceil(rows / (4 * workers))))
-    # Of millions of photographs, no more tasks than start in half a minute.
-    return max(bounded, math.ceil(rows / MOST_TASKS))
+    return max(1, min(wanted, config.commit_rows, math.ceil(rows / (4 * workers))))
 
 
 def _prefetch(cost: Cost | None, decoders: int) -> int | None:

@@ -134,11 +134,11 @@ def _predicted(
 
 
 def plan_pool(config: PredictConfig, cluster: session.Cluster, rows: int, *, on_gpu: bool) -> Pool:
-    """A worker for each core, or each GPU, and always a CPU left for the tasks that feed them."""
+    """A worker for each core, or each GPU, and always a CPU left for Ray's own tasks."""
     if cluster.cpus < 2:
         raise ConfigurationError(
-            f"the Ray cluster has {cluster.cpus:g} CPUs; predicting needs 2 at least: one for a worker, one for the "
-            "tasks that feed it"
+            f"the Ray cluster has {cluster.cpus:g} CPUs; predicting needs 2 at least: one for a worker, one for "
+            "Ray's own tasks"
         )
     most = int(cluster.gpus) if on_gpu else int(min(cluster.workers, cluster.memory / _WORKER_BYTES))
     workers = min(config.workers or max(1, most), math.ceil(rows / config.batch_size))

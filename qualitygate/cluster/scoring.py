@@ -365,7 +365,6 @@ def _blocks(
     journal = CrashJournal.options(  # type: ignore[attr-defined]
         scheduling_strategy=session.beside_driver()
     ).remote()
-    waiting = ray.data.from_blocks(blocks_of(stretches(files, pool.task)))
     settings = WorkerSettings(
         run_id=run_id,
         image_timeout_s=config.image_timeout_s,
@@ -375,17 +374,19 @@ def _blocks(
         gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
         log_format=logs.form(),
     )
-    data = waiting.map_batches(
-        worker or ScoringWorker,
-        fn_constructor_args=(plan, settings, schema, journal, pending),
-        # A task is a stretch of rows, and what a dying worker costs: seconds of work.
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=pool.cpus_per_worker,
-        num_gpus=pool.gpus_per_worker or None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
-    )
-    yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    # Of millions of photographs the pool is started anew after hours: no run waits long for its first one.
+    for blocks in blocks_of(stretches(files, pool.task)):
+        data = ray.data.from_blocks(blocks).map_batches(
+            worker or ScoringWorker,
+            fn_constructor_args=(plan, settings, schema, journal, pending),
+            # A task is a stretch of rows, and what a dying worker costs: seconds of work.
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pool.cpus_per_worker,
+            num_gpus=pool.gpus_per_worker or None,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.workers, initial_size=pool.workers),
+        )
+        yield from data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
 def _write_stats(

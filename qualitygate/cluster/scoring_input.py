@@ -68,7 +68,8 @@ class Input:
                 "while the listing goes on"
             )
             yield portion
-        self._tell(self.all())
+        self._manifest = self._growing.all()
+        self._tell(self._manifest)
 
     def all(self) -> Manifest:
         """The whole, or after a stop what was listed until then."""

@@ -34,7 +34,7 @@ class Cluster:
     nodes: int = 1
 
     def share(self, workers: int) -> float:
-        """CPUs for each of so many workers, so that one whole CPU stays free for the tasks that feed them.
+        """CPUs for each of so many workers, so that one whole CPU stays free for Ray's own tasks.
 
         Without it a Ray Data pipeline waits silently for ever. On one machine that is a matter of shares; on several,
         what shares leave over would be crumbs on each, so the workers take whole CPUs there.
@@ -70,7 +70,7 @@ def connect(address: str = "auto") -> Iterator[Cluster]:
             if local:
                 ray.init(
                     address="local",
-                    # Below two, the tasks that feed the workers would wait for a CPU for ever.
+                    # Below two, Ray's own tasks would wait for a CPU for ever.
                     num_cpus=max(2, len(os.sched_getaffinity(0))),
                     object_store_memory=OBJECT_STORE_BYTES,
                     include_dashboard=False,

@@ -32,6 +32,7 @@ from qualitygate.tables.sql import connect, literal
 
 _ROWS_A_FILE = 50_000
 _SECONDS_A_FILE = 2.0
+_PATIENCE_S = 5.0
 
 
 def begin(source: str, folder: Path, wanted: Wanted) -> "Growing | None":
@@ -76,7 +77,8 @@ class Growing:
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._stopped = True
-        self._thread.join()
+        # A request that hangs is not waited for: the thread ends with the process.
+        self._thread.join(_PATIENCE_S)
 
     def wait(self, seconds: float) -> bool:
         """Whether the listing has ended, after so many seconds at most. Raises what ended it before its end."""
@@ -102,16 +104,17 @@ class Growing:
             first, last = self._taken, len(self._files)
             self._taken = last
             rows = sum(self._files[first:last])
-        return self._manifest(range(first, last), f"portion-{first:06}.parquet", rows) if last > first else None
+        if last == first:
+            return None
+        # An archive may name an image twice: better said before than after it is scored.
+        refuse_duplicates([self._file(number) for number in range(last)], "the listing")
+        return self._manifest(range(first, last), f"portion-{first:06}.parquet", rows)
 
     def all(self) -> Manifest:
         """All that was listed, so far or, after the last portion, altogether."""
         with self._changed:
-            last, rows, ended = len(self._files), sum(self._files), self._ended
-        made = self._manifest(range(last), "all.parquet", rows)
-        if ended:
-            refuse_duplicates(made.path, "the listing")
-        return made
+            last, rows = len(self._files), sum(self._files)
+        return self._manifest(range(last), "all.parquet", rows)
 
     def whole(self) -> Manifest:
         """An ended listing as `manifest.load` makes it, in the order of the ids."""
@@ -124,7 +127,7 @@ class Growing:
                 f"COPY (SELECT * FROM {self._read(range(len(self._files)))} {order}) "
                 f"TO {literal(spool)} (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
             )
-        refuse_duplicates(spool, "the listing")
+        refuse_duplicates([spool], "the listing")
         return Manifest(path=spool, rows=sum(self._files), source=self.source, notes=tuple(self._found.notes()))
 
     def _manifest(self, numbers: range, name: str, rows: int) -> Manifest:

@@ -162,7 +162,7 @@ def _normalise(source: str, spool: Path, wanted: Wanted, found: shards.Found) ->
         rows = write_rows(tables, writer, wanted.limit)
     if is_unordered(source, wanted):
         in_order(spool, SCHEMA)
-    refuse_duplicates(spool, "the listing")
+    refuse_duplicates([spool], "the listing")
     return rows
 
 
@@ -364,7 +364,7 @@ def _normalise_table(local: str, source: str, spool: Path, limit: int | None) ->
         ).fetchall()[0]
     if without_id:
         raise ConfigurationError(f"manifest {name!r} has {without_id} rows without an image_id; give each row one")
-    refuse_duplicates(spool, f"manifest {name!r}")
+    refuse_duplicates([spool], f"manifest {name!r}")
     return rows, "etag" in types
 
 
@@ -444,10 +444,11 @@ def _box_expression(sql_type: str | None) -> str:
     return f"CASE WHEN {absent} THEN NULL WHEN {whole} THEN TRY_CAST({numbers} AS BIGINT[]) ELSE [] END"
 
 
-def refuse_duplicates(spool: Path, what: str) -> None:
+def refuse_duplicates(files: Sequence[Path], what: str) -> None:
+    """Raise ConfigurationError where an image_id stands twice in these files together."""
     with connect() as database:
         twice = database.sql(
-            f"""SELECT image_id, count(*) AS times FROM read_parquet({literal(spool)})
+            f"""SELECT image_id, count(*) AS times FROM read_parquet([{", ".join(map(literal, files))}])
                 GROUP BY image_id HAVING count(*) > 1 ORDER BY image_id LIMIT 4"""
         ).fetchall()
     if twice:

@@ -119,7 +119,7 @@ def _listed(
             f"--input {named!r} holds no images; give a folder, a glob or a file with at least one image"
         )
     manifest.in_order(spool, SCHEMA)
-    manifest.refuse_duplicates(spool, "the listing")
+    manifest.refuse_duplicates([spool], "the listing")
     return spool, rows
 
 

@@ -30,13 +30,15 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     for name, part in (("a.parquet", rows[:15]), ("b.parquet", rows[15:])):
         pq.write_table(pa.Table.from_pylist(part, schema=SCHEMA), tmp_path / name, row_group_size=4)
     reader = Reader(str(tmp_path), storage.DEFAULT)
-    found = [reader.requests(block) for block in blocks(stretches([("a.parquet", 15), ("b.parquet", 10)], 4))]
+    handed = list(blocks(stretches([("a.parquet", 15), ("b.parquet", 10)], 4), most=3))
+    assert [len(some) for some in handed] == [3, 3, 1]
+    found = [reader.requests(block) for some in handed for block in some]
     assert [len(part) for part in found] == [4, 4, 4, 3, 4, 4, 2]
     assert [request.image_id for part in found for request in part] == [row["image_id"] for row in rows]
 
 
 def test_a_file_that_is_gone_is_an_error_with_its_name(tmp_path: Path) -> None:
     reader = Reader(str(tmp_path), storage.Access(retry_seconds=0))
-    (block,) = blocks(stretches([("a.parquet", 1)], 1))
+    ((block,),) = blocks(stretches([("a.parquet", 1)], 1))
     with pytest.raises(ImageError, match="missing"):
         reader.requests(block)

@@ -339,7 +339,7 @@ def test_the_budget_counts_images_without_any_score_only(tmp_path: Path, silent:
     assert [row["image_id"] for row in caught.value.stats["manifest"]["examples"]] == ["text.jpg"]
 
 
-def test_a_pool_always_leaves_a_cpu_for_the_tasks_that_feed_it() -> None:
+def test_a_pool_always_leaves_a_cpu_for_rays_own_tasks() -> None:
     plan = Plan(metrics=FOCUS)
     config = ScoreConfig(input="i", output="o")
     for cpus in (2, 3, 8, 64):

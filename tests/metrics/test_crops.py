@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import crop_scorer as scorer
+from metric_helpers import crop_scorer as scorer
 
 from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.photograph import Photograph

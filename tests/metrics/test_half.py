@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CLEAN
+from metric_helpers import CLEAN
 from torch import nn
 
 from qualitygate.images.photograph import Photograph

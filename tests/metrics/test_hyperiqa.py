@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import load as pixels_of
+from metric_helpers import load as pixels_of
 
 from qualitygate.errors import ConfigurationError
 from qualitygate.images.photograph import Photograph

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import load as pixels_of
+from metric_helpers import load as pixels_of
 
 from qualitygate.errors import ConfigurationError
 from qualitygate.images.photograph import Photograph

@@ -7,7 +7,7 @@ would there. What travels between the CPU and the GPU is counted, because a GPU 
 import numpy as np
 import pytest
 import torch
-from conftest import crop_scorer
+from metric_helpers import crop_scorer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

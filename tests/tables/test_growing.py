@@ -104,8 +104,37 @@ def test_a_store_that_fails_midway_is_told_with_the_next_portion(
             found.portion()
 
 
-def test_an_image_named_twice_is_refused_at_the_end(tmp_path: Path) -> None:
-    with _growing(iter([_table("a"), _table("a")]), tmp_path) as found:
+def test_an_image_named_twice_is_refused_before_its_second_portion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growing, "_SECONDS_A_FILE", 0.0)
+    go = threading.Event()
+
+    def tables() -> Iterator[pa.Table]:
+        yield _table("a")
+        assert go.wait(30)
+        yield _table("a")
+
+    with _growing(tables(), tmp_path) as found:
+        assert found.portion() is not None
+        go.set()
         assert found.wait(30)
         with pytest.raises(ConfigurationError, match="more than once"):
-            found.all()
+            found.portion()
+
+
+def test_a_stop_does_not_wait_for_a_store_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "_PATIENCE_S", 0.05)
+    go = threading.Event()
+
+    def tables() -> Iterator[pa.Table]:
+        go.wait(60)
+        yield _table("a")
+
+    found = _growing(tables(), tmp_path)
+    with found:
+        pass
+    assert found._thread.is_alive()
+    go.set()
+    found._thread.join(30)
+    assert not found._thread.is_alive()
