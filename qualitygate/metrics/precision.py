@@ -1,8 +1,8 @@
 """How exactly and how fast networks compute: float32, or half precision on a GPU, interpreted or compiled.
 
-`float32` is the reference. `fast` multiplies float16 numbers and adds them up in float32 on a GPU's matrix units;
-the transformers' residual sums, layer norms and the last sums stay float32. A CPU has no faster arithmetic that is near enough, so
-`fast` is float32 there, and the fingerprint says so: it tells what was computed, not what was asked for.
+`float32` is the reference. `fast` multiplies float16 numbers and adds them up in float32 on a GPU's matrix units; the
+transformers' residual sums, layer norms and the last sums stay float32. A CPU has no faster arithmetic that is near
+enough, so `fast` is float32 there, and the fingerprint says so: it tells what was computed, not what was asked for.
 
 How far `fast` is from float32 depends on the parameters and the photographs: `qualitygate verify` measures it, and
 `score --precision fast` takes the metrics that passed. docs/metrics.md has the rule.
