@@ -5,8 +5,8 @@ float16. What lies between converted layers computes in the type that it is give
 one, because float32 + float16 is float32. Half precision reaches 65504: scale factors before their product.
 
 On a CPU, where float16 products are many times slower than others, the main roundings are applied to float32
-numbers: operands are what they would be on a GPU, sums are float32, also the few that a GPU carries in float16. This is how tests and `verify --device cpu`
-foresee what a GPU will give. Everything here needs torch.
+numbers: operands are what they would be on a GPU, sums are float32, also the few that a GPU carries in float16. This is
+how tests and `verify --device cpu` foresee what a GPU will give. Everything here needs torch.
 
 Suffixes: N photographs or crops, C channels, H and W pixels.
 """
