@@ -567,6 +567,7 @@ def test_a_deadline_leaves_a_valid_part_and_the_next_run_goes_on(
     assert "THE DEADLINE CAME" in _printed(outcome.night)
     night = nights.run(next_one).night
     assert night.state == "promoted"
+    assert night.steps["manifest"]["new"] == (60 if next_one == "n2" else 0)
     assert len(rows_of(nights.output)) == FIRST + 60
     assert len(rows_of(nights.output, night.run_id)) == (60 if next_one == "n2" else 60 - done)
 
