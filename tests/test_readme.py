@@ -60,7 +60,7 @@ def test_every_flag_named_is_a_key() -> None:
     flags = {flag.removeprefix("no-").replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", section)}
     models = [value for value in vars(config).values() if isinstance(value, type) and hasattr(value, "model_fields")]
     known = {field for model in models for field in model.model_fields}
-    assert flags <= known | {"config", "json", "working_dir", "name", "count", "size"}
+    assert flags <= known | {"config", "json", "working_dir", "name", "count", "size", "store", "reason"}
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -7,6 +7,7 @@ versions can't be read any more.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,8 +81,15 @@ def _in_log(path: Path, ids: Ids) -> int:
             for kind in ("add", "remove")
             if isinstance(action.get(kind), dict) and action[kind].get("stats")
         )
-        found += bool(ids.inside(json.dumps(action.get("commitInfo", {}), ensure_ascii=False)))
+        found += _in_condition(action.get("commitInfo") or {}, ids)
     return found
+
+
+def _in_condition(info: dict[str, Any], ids: Ids) -> bool:
+    noted = str((info.get("operationParameters") or {}).get("predicate") or "")
+    # As SQL has it, in single quotes.
+    quoted = any(ids.is_one(one.replace("''", "'")) for one in re.findall(r"'((?:[^']|'')*)'", noted))
+    return quoted or bool(ids.inside(json.dumps(info, ensure_ascii=False)))
 
 
 def _in_statistics(text: str, ids: Ids) -> bool:
@@ -120,6 +128,21 @@ def remove(uri: str, output: str | None, ids: Ids) -> None:
                 storage.delete(item.uri)
 
 
+def _forget_condition(info: dict[str, Any] | None, ids: Ids) -> bool:
+    """Take the note of a condition, which may name ids, out of a commit's account of itself; whether there was one."""
+    if not info:
+        return False
+    parameters = info.get("operationParameters")
+    noted = isinstance(parameters, dict) and parameters.pop("predicate", None) is not None
+    said = json.dumps(info, ensure_ascii=False)
+    if not ids.inside(said):
+        return noted
+    cleaned = json.loads(ids.replaced(said))
+    info.clear()
+    info.update(cleaned)
+    return True
+
+
 def _forget_statistics(uri: str, live: set[str], ids: Ids) -> None:
     """Write a commit again without the statistics of files that are no longer part of the table."""
     entry = storage.read_bytes(uri)
@@ -131,11 +154,7 @@ def _forget_statistics(uri: str, live: set[str], ids: Ids) -> None:
             if isinstance(file, dict) and file.get("stats") and file["path"].rsplit("/", 1)[-1] not in live:
                 file["stats"] = json.dumps({"numRecords": json.loads(file["stats"]).get("numRecords")})
                 changed = True
-        if "commitInfo" in action:
-            said = json.dumps(action["commitInfo"], ensure_ascii=False)
-            if ids.inside(said):
-                action["commitInfo"] = json.loads(ids.replaced(said))
-                changed = True
+        changed |= _forget_condition(action.get("commitInfo"), ids)
     if changed:
         storage.write_bytes(uri, "".join(f"{json.dumps(action)}\n" for action in actions).encode())
 

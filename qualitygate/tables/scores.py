@@ -40,6 +40,7 @@ Fingerprints = Mapping[str, Mapping[str, str]]
 # A photograph that killed its worker in two runs is left alone until it is asked for by --retry.
 MAX_CRASHES = 2
 FINGERPRINTS = "_fingerprints.json"
+_REMOVED_AT_ONCE = 100
 # delta-rs decodes %41 in a path twice and panics on brackets (seen with 1.6.6).
 _UNUSABLE = re.compile(r"%[0-9A-Fa-f]{2}|[\[\]]")
 
@@ -384,6 +385,8 @@ class Writer:
                         "old.image_id = new.image_id",
                         source_alias="new",
                         target_alias="old",
+                        # Looks only into files whose ids may be among these: with it on, the whole table is read.
+                        streamed_exec=False,
                         commit_properties=self._properties(self.epoch),
                     )
                     .when_matched_update_all()
@@ -393,8 +396,11 @@ class Writer:
             )
 
     def remove(self, image_ids: Sequence[str]) -> None:
-        """Publish the table without the rows of these ids."""
-        self._publish(lambda: delete_ids(self._table, image_ids, self._properties(self.epoch)))
+        """Publish the table without the rows of these ids; some at a time, as neighbours share files."""
+        ordered = sorted(image_ids)
+        for start in range(0, len(ordered), _REMOVED_AT_ONCE):
+            some = ordered[start : start + _REMOVED_AT_ONCE]
+            self._publish(lambda some=some: delete_ids(self._table, some, self._properties(self.epoch)))
 
     def _publish(self, action: Any) -> None:
         from deltalake.exceptions import CommitFailedError
@@ -449,7 +455,7 @@ class Writer:
 
 
 def delete_ids(table: "DeltaTable", image_ids: Sequence[str], properties: "CommitProperties | None" = None) -> None:
-    """Remove rows by id. By a merge: a deletion's condition would keep the ids in the log."""
+    """Remove rows by id. The commit's note of its condition may name some of them."""
     gone = pa.table({"image_id": pa.array(image_ids, pa.string())})
     (
         table.merge(
@@ -457,6 +463,7 @@ def delete_ids(table: "DeltaTable", image_ids: Sequence[str], properties: "Commi
             "old.image_id = gone.image_id",
             source_alias="gone",
             target_alias="old",
+            streamed_exec=False,
             commit_properties=properties,
         )
         .when_matched_delete()

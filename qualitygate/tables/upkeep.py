@@ -34,6 +34,8 @@ _TRIES = 5
 _PAUSE_S = 2.0
 # Rows that are held while a file is written: some hundred megabytes with every column.
 _ROW_GROUP = 1 << 17
+# Rows that are compared at a time.
+_BATCH = 1 << 14
 # Who opens the table reads every commit since the last checkpoint.
 _COMMITS_WORTH_A_CHECKPOINT = 10
 # What whole writes and probes leave behind when their process is killed: `storage`.
@@ -88,7 +90,7 @@ def compact(output: str, target_bytes: int = TARGET_BYTES) -> Compacted:
                 target_size=target_bytes,
                 # One at a time: each holds a file's rows.
                 max_concurrent_tasks=1,
-                writer_properties=WriterProperties(max_row_group_size=_ROW_GROUP),
+                writer_properties=WriterProperties(compression="ZSTD", max_row_group_size=_ROW_GROUP),
                 commit_properties=CommitProperties(custom_metadata={scores.COMMIT: commit_id}),
             )
         except CommitFailedError as error:
@@ -148,9 +150,13 @@ def _content(table: "DeltaTable", files: set[str]) -> tuple[int, int]:
     if not files:
         return 0, 0
     names = ", ".join(identifier(name) for name in scores.arrow_schema(table).names)
+    # A scanner of a data set reads many files ahead; these may be large.
+    scanner = scores.dataset(table, files).scanner(
+        batch_size=_BATCH, batch_readahead=1, fragment_readahead=1, use_threads=False
+    )
     with connect() as database:
-        scores.register(database, table, files=files)
-        rows, total = database.sql(f"SELECT count(*), coalesce(sum(hash({names})), 0) FROM scores").fetchall()[0]
+        database.register("rows", scanner.to_reader())
+        rows, total = database.sql(f"SELECT count(*), coalesce(sum(hash({names})), 0) FROM rows").fetchall()[0]
     return int(rows), int(total)
 
 

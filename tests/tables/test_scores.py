@@ -1,5 +1,6 @@
 """The score table: fencing, what is pending, refusal to mix, audit, export."""
 
+import random
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,28 @@ def test_rows_are_appended_and_replaced(tmp_path: Path, writer: scores.Writer) -
     writer.commit(_rows(writer, ["c"]), _rows(writer, ["a"], lapv=7.0))
     stored = _stored(tmp_path)
     assert {image_id: row["lapv"] for image_id, row in stored.items()} == {"a": 7.0, "b": 1.0, "c": 1.0}
+
+
+def test_rows_are_replaced_by_their_ids_however_long_and_odd_these_are(tmp_path: Path, writer: scores.Writer) -> None:
+    """Merges look only into files whose least and greatest id let them: no row may be passed over and doubled."""
+    rng = random.Random(5)
+    letters = ["a", "b", "\u00ff", "\u4e2d", "\U0001f600", "\uffff", "\x7f", "'", "%", "Z"]
+    ids = list({"".join(rng.choices(letters, k=rng.choice((1, 5, 31, 32, 33, 64, 65, 200)))) for _ in range(120)})
+    expected = {}
+    for start in range(0, len(ids), 10):
+        some = ids[start : start + 10]
+        writer.commit(_rows(writer, some), _rows(writer, []))
+        expected |= dict.fromkeys(some, 1.0)
+    for turn in range(8):
+        some = rng.sample(ids, rng.choice((1, 3, 40)))
+        writer.commit(_rows(writer, []), _rows(writer, some, lapv=2.0 + turn))
+        expected |= dict.fromkeys(some, 2.0 + turn)
+    gone = rng.sample(ids, 25)
+    writer.remove(gone)
+    stored = pa.table(scores.dataset(scores.existing_table(str(tmp_path / "out"))).to_table())
+    assert stored.num_rows == len(ids) - 25
+    found = dict(zip(stored["image_id"].to_pylist(), stored["lapv"].to_pylist(), strict=True))
+    assert found == {key: value for key, value in expected.items() if key not in gone}
 
 
 def test_text_can_be_compared_in_files_of_appends_and_of_merges(tmp_path: Path, writer: scores.Writer) -> None:
