@@ -445,7 +445,12 @@ def load(model: type[Config], path: str | Path | None, overrides: dict[str, Any]
     Raises ConfigurationError, one line that names each wrong key, its value's problem and the remedy.
     """
     values = _read(path) if path is not None else {}
-    values |= {key: value for key, value in overrides.items() if value is not None}
+    for key, value in overrides.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            # Of pairs, those that are given win, and the others stay.
+            values[key] = values[key] | value
+        elif value is not None:
+            values[key] = value
     if isinstance(output := values.get("output"), str) and output.rstrip("/"):
         # A folder is the same with and without; names of what is in it would have two.
         values["output"] = output.rstrip("/")

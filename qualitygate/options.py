@@ -18,7 +18,8 @@ def verb(app: typer.Typer, name: str, model: type[Config]) -> Callable[[Callable
     """Decorator: `name` is a verb of the app whose function takes the resolved configuration.
 
     Values of several parts are written with commas (`--metrics lapm,wavs`), or the flag is repeated; pairs as
-    `--directions score=higher`. `--config FILE` reads the same keys from YAML; the command line wins.
+    `--directions score=higher` or `--score metrics=lapm,wavs,workers=3`. `--config FILE` reads the same keys from YAML;
+    the command line wins.
     """
 
     def register(function: Callable[[Config], None]) -> None:
@@ -99,10 +100,21 @@ def _parsed(field: FieldInfo, key: str, value: Any) -> Any:
     kind = get_origin(_without_none(field.annotation))
     if not value or kind not in (tuple, dict):
         return None if value == [] else value
-    parts = [part.strip() for text in value for part in text.split(",") if part.strip()]
     if kind is tuple:
-        return tuple(parts)
-    pairs = [part.partition("=") for part in parts]
-    if wrong := [name for name, equals, _ in pairs if not equals]:
-        raise ConfigurationError(f"--{key.replace('_', '-')}: {wrong[0]!r} is no pair; write name=value")
-    return {name.strip(): text.strip() for name, _, text in pairs}
+        return tuple(part.strip() for text in value for part in text.split(",") if part.strip())
+    return {name: text for one in value for name, text in _pairs(key, one)}
+
+
+def _pairs(key: str, text: str) -> list[tuple[str, str]]:
+    """name=value,name=value; what follows a comma without a name belongs to the value before it."""
+    pairs: list[tuple[str, str]] = []
+    for part in (part.strip() for part in text.split(",") if part.strip()):
+        name, equals, value = part.partition("=")
+        if not equals and not pairs:
+            raise ConfigurationError(f"--{key.replace('_', '-')}: {part!r} is no pair; write name=value")
+        pairs = (
+            [*pairs, (name.strip(), value.strip())]
+            if equals
+            else [*pairs[:-1], (pairs[-1][0], f"{pairs[-1][1]},{part}")]
+        )
+    return pairs

@@ -51,6 +51,17 @@ def test_flags_of_every_kind_arrive() -> None:
     assert _run("--input", "x") == Example(input="x")
 
 
+def test_the_value_of_a_pair_may_have_several_parts() -> None:
+    given = _run("--input", "x", "--pairs", "metrics=a, b,workers=3", "--pairs", "k=v=w")
+    assert given.pairs == {"metrics": "a,b", "workers": "3", "k": "v=w"}
+
+
+def test_pairs_of_the_command_line_join_those_of_the_file(tmp_path: Any) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("input: x\npairs: {metrics: a, workers: '3'}\n")
+    assert _run("--config", str(file), "--pairs", "workers=4,k=v").pairs == {"metrics": "a", "workers": "4", "k": "v"}
+
+
 def test_the_file_is_read_and_the_command_line_wins(tmp_path: Any) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("input: from file\nshare: .25\nnames: [p, q]\n")
@@ -63,6 +74,7 @@ def test_the_file_is_read_and_the_command_line_wins(tmp_path: Any) -> None:
     [
         ((), "input is needed; give --input"),
         (("--input", "x", "--pairs", "k"), "--pairs: 'k' is no pair; write name=value"),
+        (("--input", "x", "--pairs", "k=v", "--pairs", "l"), "--pairs: 'l' is no pair; write name=value"),
         (("--input", "x", "--share", "7"), "share: input should be less than 1"),
     ],
 )

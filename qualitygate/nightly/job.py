@@ -49,6 +49,7 @@ LABELLED = "labelled.parquet"
 _LONGEST_REASON = 240
 # Checks of a night's photographs; where they hold, its rows are a reference for later nights.
 _SOUND = ("canary", "manifest", "errors", "drift")
+_BEFORE_SCORING = ("canary", "manifest")
 # What no second start does again.
 _ENDED = ("promoted", "kept", "refused", "deadline")
 
@@ -92,7 +93,7 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
         anew = before is None or config.again or (before.state == "refused" and accepting) or before.state == "deadline"
         if before is not None and not anew and before.state in _ENDED and "notify" in before.steps:
             return Outcome(night=before, output=output, already=True)
-        night = before if before is not None and not anew else _begun(output, name, before)
+        night = before if before is not None and not anew else _begun(output, name, before, again=config.again)
         job = _Job(config=config, score=score, fitting=fitting, held=held, progress=progress, output=output)
         job.night = night
         job.deadline = deadline
@@ -126,14 +127,19 @@ def _short(reason: str) -> str:
     return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON].rpartition(" ")[0] + " ..."
 
 
-def _begun(output: str, name: str, before: Night | None) -> Night:
-    """A new record. Done again, a night keeps its beginning and the gate that it found."""
+def _begun(output: str, name: str, before: Night | None, *, again: bool) -> Night:
+    """A new record. Done again, a night keeps its beginning and the gate that it found.
+
+    One that met its deadline goes on with the photographs that it had listed.
+    """
     current = gate_store.read(storage.join(output, gates.FOLDER)).current
     in_force = current.gate_id if current else None
     if before is not None and current is not None and current.night == name:
         # What this very night has promoted is no gate before it.
         in_force = before.gate_before
     night = Night(night=name, started=before.started if before else record.now(), gate_before=in_force)
+    if before is not None and before.state == "deadline" and not again:
+        night = replace(night, steps={step: before.steps[step] for step in _BEFORE_SCORING})
     record.write(output, night)
     return night
 

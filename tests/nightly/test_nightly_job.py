@@ -15,6 +15,7 @@ import without_ray
 from nights_here import METRIC, Nights, rows_of, state_of
 
 from qualitygate.calibration import gate, gate_store
+from qualitygate.cluster import scoring
 from qualitygate.errors import ConfigurationError, DeadlineReached, Locked, NightRefused, QualityGateError, Superseded
 from qualitygate.metrics.rows import RowScorer
 from qualitygate.nightly import canary, job, lock, record, settings, trend
@@ -242,12 +243,20 @@ class Killed(BaseException):
 
 
 class Killer:
-    """Stands before everything that leaves a trace, and lets `kill` decide by its name and number of the start."""
+    """Stands before everything that leaves a trace, and lets `kill` decide: by the step, what it is, and which one."""
 
     def __init__(self, patch: pytest.MonkeyPatch, output: str) -> None:
         self.kill: Callable[[str], bool] = lambda _: False
         self._output = output
         self._times: dict[str, int] = {}
+        self._step = "begin"
+        real = job._Job._step
+
+        def step(night: Any, name: str, do: Any) -> Any:
+            self._step = name
+            return real(night, name, do)
+
+        patch.setattr(job._Job, "_step", step)
         for name in ("write_bytes", "publish", "put_if", "delete", "delete_folder"):
             self._stand_before(patch, storage, name)
         for name in ("_claim", "_add_columns", "commit"):
@@ -256,14 +265,16 @@ class Killer:
             self._stand_before(patch, upkeep, name)
 
     def start(self) -> None:
+        """The job is started once more."""
         self._times.clear()
+        self._step = "begin"
 
     def _stand_before(self, patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
         real = getattr(owner, name)
 
         def stands_before(*arguments: Any, **named: Any) -> Any:
             place = next((one for one in arguments if isinstance(one, str) and one.startswith(self._output)), "")
-            label = f"{name} {place.removeprefix(self._output)}"
+            label = f"{self._step}: {name} {place.removeprefix(self._output)}".rstrip()
             self._times[label] = self._times.get(label, 0) + 1
             if lock.FILE not in label and self.kill(f"{label} #{self._times[label]}"):
                 raise Killed(label)
@@ -292,7 +303,7 @@ def test_a_night_killed_before_everything_that_leaves_a_trace_ends_the_same(
 
     def first_time(label: str) -> bool:
         # Names that hold the moment of the run would be new each time.
-        label = label if "/canary/_history/" not in label else "canary's history"
+        label = "canary: its history" if "/canary/_history/" in label else label
         if label in met:
             return False
         met.append(label)
@@ -308,10 +319,11 @@ def test_a_night_killed_before_everything_that_leaves_a_trace_ends_the_same(
             continue
     assert outcome.night.state == "promoted"
     assert state_of(nights.output) == undisturbed
-    for trace in ("commit  #2", "put_if /gates/history.json", "publish /manifest.parquet", "compact", "vacuum"):
-        assert any(label.startswith(trace) for label in met), trace
-    # Each entry in the record, and before and after the gate's change and the end.
-    assert sum(label.startswith("write_bytes /nights/n2/night.json") for label in met) >= 10
+    steps = ("canary", "manifest", "score", "drift", "calibrate", "decide", "upkeep", "report", "notify")
+    traces = {f"{step}: write_bytes /nights/n2/night.json #1" for step in steps}
+    traces |= {"score: commit #2", "score: publish /manifest.parquet #1", "decide: put_if /gates/history.json #1"}
+    traces |= {"decide: publish /nights/n2/audit_sample.parquet #1", "decide: write_bytes /nights/n2/night.json #2"}
+    assert traces | {"upkeep: compact #1", "upkeep: vacuum #1", "upkeep: publish /nights.parquet #1"} <= set(met)
 
 
 @pytest.mark.parametrize(
@@ -319,10 +331,10 @@ def test_a_night_killed_before_everything_that_leaves_a_trace_ends_the_same(
     [
         # Between the gate's change and the entry of it; between the new list of photographs and their scores; in the
         # midst of scoring; between the gate's files and the change that puts it in force.
-        "publish /nights/n2/audit_sample.parquet #1",
-        "_claim  #2",
-        "commit  #4",
-        "put_if /gates/history.json #1",
+        "decide: publish /nights/n2/audit_sample.parquet #1",
+        "score: _claim #1",
+        "score: commit #3",
+        "decide: put_if /gates/history.json #1",
     ],
 )
 def test_a_night_killed_once_ends_the_same(
@@ -344,7 +356,7 @@ def test_photographs_of_a_night_that_never_ended_are_judged_with_the_next(
     nights.add("n2", 60, extra_blur=2.5)
     with monkeypatch.context() as patch:
         killer = Killer(patch, nights.output)
-        killer.kill = lambda met: met == "write_bytes /nights/n2/night.json #4"
+        killer.kill = lambda met: met == "score: write_bytes /nights/n2/night.json #1"
         with pytest.raises(Killed):
             nights.run("n2")
     assert set(_night(nights, "n2").steps) == {"canary", "manifest"}
@@ -542,7 +554,7 @@ def test_a_deadline_leaves_a_valid_part_and_the_next_run_goes_on(
     nights.add("n2", 60)
     with monkeypatch.context() as patch:
         # It comes with the first photographs.
-        patch.setattr(settings, "deadline", lambda given, now: now if given else None)
+        patch.setattr(scoring._Run, "late", lambda run: run.deadline is not None and run.recorder.rows > 0)
         outcome = nights.run("n2", deadline="90m", canary=0)
     assert (outcome.night.state, outcome.night.reasons, outcome.night.gate_after) == ("deadline", (), first)
     with pytest.raises(DeadlineReached, match="night n2: the deadline came"):
@@ -555,8 +567,21 @@ def test_a_deadline_leaves_a_valid_part_and_the_next_run_goes_on(
     assert "THE DEADLINE CAME" in _printed(outcome.night)
     night = nights.run(next_one).night
     assert night.state == "promoted"
+    assert night.steps["manifest"]["new"] == (60 if next_one == "n2" else 0)
     assert len(rows_of(nights.output)) == FIRST + 60
     assert len(rows_of(nights.output, night.run_id)) == (60 if next_one == "n2" else 60 - done)
+
+
+def test_a_deadline_before_the_first_photograph_of_all(
+    first_night: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights = Nights(first_night.root, feed=copy.deepcopy(first_night.feed), output=str(tmp_path / "out"))
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "deadline", lambda given, now: now)
+        night = nights.run("n1", deadline="1s").night
+    assert (night.state, night.gate_after, rows_of(nights.output)) == ("deadline", None, [])
+    assert nights.run("n1").night.state == "promoted"
+    assert len(rows_of(nights.output)) == FIRST
 
 
 # ---- what people are told -------------------------------------------------------------------------------------

@@ -78,7 +78,9 @@ class Nights:
 
 def rows_of(output: str, run_id: str | None = None) -> list[dict[str, Any]]:
     """Rows of the score table in order of their id, of one run or of all."""
-    rows: list[dict[str, Any]] = scores.dataset(scores.existing_table(output)).to_table().to_pylist()
+    found = scores.dataset(scores.existing_table(output))
+    # Without any file it is a table already.
+    rows: list[dict[str, Any]] = (found if isinstance(found, pa.Table) else found.to_table()).to_pylist()
     return sorted((row for row in rows if run_id in (None, row["run_id"])), key=lambda row: row["image_id"])
 
 
