@@ -506,7 +506,7 @@ def test_another_etag_over_the_same_bytes_costs_no_score(nights: Nights, monkeyp
     assert all(after[name][METRIC] == before[name][METRIC] for name in after)
 
 
-def test_a_night_over_one_in_a_hundred_new_photographs_costs_as_much(first_night: Nights, tmp_path: Path) -> None:
+def test_a_night_over_one_in_a_hundred_new_photographs_costs_as_much(tmp_path: Path) -> None:
     nights = Nights(tmp_path)
     nights.add("n1", 300)
     nights.run("n1")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from qualitygate.config import NightlyConfig, load
+from qualitygate.config import NightlyConfig, ScoreConfig, load
 from qualitygate.errors import ConfigurationError, ErrorCode
 from qualitygate.nightly import settings
 
@@ -25,6 +25,13 @@ def test_scoring_gets_its_keys_and_the_nights_own() -> None:
     assert (found.input, found.output, found.ray_address) == ("out/manifest.parquet", "out", "local")
     assert (found.metrics, found.retry, found.workers) == (("lapv", "lapm"), (ErrorCode.TRUNCATED,), 2)
     assert found.max_error_rate == 1.0
+
+
+def test_a_nights_rows_are_committed_in_few_portions_unless_others_are_asked_for() -> None:
+    usual, night = ScoreConfig(input="in", output="out"), settings.of_score(_config())
+    assert night.commit_rows > usual.commit_rows
+    assert night.commit_seconds > usual.commit_seconds
+    assert settings.of_score(_config(score={"commit_rows": 7})).commit_rows == 7
 
 
 def test_calibration_gets_its_keys_and_the_nights_own() -> None:

@@ -189,6 +189,23 @@ def test_one_of_many_writers_wins_a_compare_and_swap_on_a_disk_too(tmp_path: Pat
     assert storage.read_version(str(tmp_path / "absent")) is None
 
 
+def test_two_versions_within_one_tick_of_the_clock_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, written = str(tmp_path / "lock.json"), storage.write_bytes
+
+    def in_one_tick(uri: str, data: bytes) -> None:
+        written(uri, data)
+        os.utime(uri, ns=(10**18, 10**18))
+
+    monkeypatch.setattr(storage, "write_bytes", in_one_tick)
+    first = storage.put_if(uri, b"first", None)
+    second = storage.put_if(uri, b"other", first)
+    assert second not in (None, first)
+    assert storage.put_if(uri, b"third", first) is None
+    assert storage.put_if(uri, b"third", second) not in (None, first, second)
+
+
 def test_a_file_is_put_in_its_place_whole(tmp_path: Path) -> None:
     (tmp_path / "made").write_bytes(b"new")
     (tmp_path / "out").mkdir()
