@@ -22,6 +22,7 @@ import numpy as np
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import networks, scene_statistics
+from qualitygate.metrics.memory import is_device_lost
 from qualitygate.metrics.metric import Device, Metric, Score, Scorer
 
 _LICENSE = "PolyForm-Noncommercial-1.0.0 and S-Lab-1.0 (pyiqa)"
@@ -216,6 +217,8 @@ def _network_score(stock: Any, photograph: Photograph, device: Device) -> Score:
     except (MemoryError, torch.OutOfMemoryError) as error:
         return Failure(ErrorCode.OUT_OF_MEMORY, f"pyiqa: {error}")
     except (RuntimeError, IndexError, ValueError, AssertionError) as error:
+        if is_device_lost(error):
+            raise
         return Failure(ErrorCode.NON_FINITE, f"pyiqa: {type(error).__name__}: {error}")
     finally:
         # MANIQA keeps what its hooks saw: after an exception the next photograph would get this one's features.
