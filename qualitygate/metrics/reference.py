@@ -22,7 +22,6 @@ import numpy as np
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import networks, scene_statistics
-from qualitygate.metrics.memory import is_device_lost
 from qualitygate.metrics.metric import Device, Metric, Score, Scorer
 
 _LICENSE = "PolyForm-Noncommercial-1.0.0 and S-Lab-1.0 (pyiqa)"
@@ -209,6 +208,8 @@ def _build(network: networks.Network) -> Any:
 
 def _network_score(stock: Any, photograph: Photograph, device: Device) -> Score:
     import torch
+
+    from qualitygate.metrics.memory import is_device_lost
 
     pixels = torch.from_numpy(np.ascontiguousarray(photograph.rgb)).permute(2, 0, 1)[None]
     try:
