@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -199,7 +200,7 @@ class _Job:
             self._end(state)
         # The others' nights stay as they are: the table of all is made of their records.
         self._step("upkeep", self._upkeep)
-        trend.write(self._output, record.all_of(self._output))
+        trend.write(self._output, record.in_order([*self._others, self.night]))
         self._step("report", self._report)
         self._step("notify", lambda: {"problems": _tell(self._config, self.night, self._output)})
 
@@ -348,7 +349,9 @@ class _Job:
             return {"deadline": True}
         return {"deadline": False, "by_status": stats["manifest"]["by_status"]}
 
+    @cached_property
     def _others(self) -> list[Night]:
+        """All other nights; under the lock nobody changes them, and each is a request to the store."""
         return [night for night in record.all_of(self._output) if night.night != self.night.night]
 
     def _unfinished(self) -> list[Night]:
@@ -356,13 +359,13 @@ class _Job:
 
         A killed job whose night nobody started again; its photographs are scored, and nobody has looked at them.
         """
-        others = self._others()
+        others = self._others
         judged = {name for night in others if night.state in _ENDED for name in _judged(night)}
         return [night for night in others if night.state not in _ENDED and night.night not in judged]
 
     def _untrusted(self) -> list[str]:
         """Runs of other nights whose photographs are no reference."""
-        others = self._others()
+        others = self._others
         trusted = {name for night in others if night.trusted for name in (night.night, *_judged(night))}
         return [night.run_id for night in others if night.night not in trusted]
 

@@ -1,7 +1,7 @@
 """What a night has done: one file that each step is entered in when it is finished, so that a second start goes on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -98,4 +98,9 @@ def all_of(output: str) -> list[Night]:
     """Every night of an output, in the order in which they were started."""
     names = storage.subfolders(storage.join(output, NIGHTS))
     found = [read(output, name) for name in names]
-    return sorted((one for one in found if one is not None), key=lambda one: (one.started, one.night))
+    return in_order(one for one in found if one is not None)
+
+
+def in_order(nights: Iterable[Night]) -> list[Night]:
+    """Nights in the order in which they were started."""
+    return sorted(nights, key=lambda one: (one.started, one.night))

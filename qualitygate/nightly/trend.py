@@ -65,9 +65,8 @@ def write(output: str, nights: Sequence[Night]) -> None:
 
 def _row(night: Night) -> dict[str, Any]:
     steps: Mapping[str, Any] = night.steps
-    manifest, scored = steps.get("manifest", {}), steps.get("score", {})
-    drift, calibrated = steps.get("drift", {}), steps.get("calibrate", {})
-    ended = steps.get("decide", {})
+    manifest, drift = steps.get("manifest", {}), steps.get("drift", {})
+    calibrated, ended = steps.get("calibrate", {}), steps.get("decide", {})
     limits = {check.name: check.limit for check in night.checks}
     rejects = next((check.value for check in night.checks if check.name == "rejects labelled"), None)
     return {
@@ -78,7 +77,7 @@ def _row(night: Night) -> dict[str, Any]:
         "reasons": list(night.reasons),
         "gate_before": night.gate_before,
         "gate_after": night.gate_after,
-        "scored": drift.get("rows", scored.get("rows")),
+        "scored": drift.get("rows"),
         "failed": drift.get("failed"),
         "error_limit": limits.get("errors"),
         "photographs": manifest.get("images"),
