@@ -11,6 +11,7 @@ QualityGateError                exit code 1
 ├── Superseded                  exit code 2: another run took over the output
 ├── Interrupted                 exit code 130: stopped by the user or the system; resumable
 ├── AuditFailed                 exit code 1: ids in are not ids out
+├── DeviceLost                  exit code 1: this process can't use its GPU any more; a job's worker is started anew
 └── ImageError                  one image; becomes its row's error_code and error_message, never stops a run
 """
 
@@ -116,6 +117,13 @@ class Interrupted(QualityGateError):
 
 class AuditFailed(QualityGateError):
     """The finished table doesn't hold exactly the manifest's ids."""
+
+
+class DeviceLost(QualityGateError):
+    """CUDA has failed in a way that leaves this process without its GPU, whatever it is asked for next.
+
+    A job's worker ends itself over it and is started again; in process only starting again helps.
+    """
 
 
 class ImageError(QualityGateError):

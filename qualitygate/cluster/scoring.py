@@ -443,10 +443,19 @@ def _write_stats(
 
 
 def _bottleneck(recorder: _Recorder) -> str | None:
-    """The stage that took longest by the clock: those of several threads side by side count by their share of it."""
+    """The stage that took longest by the clock.
+
+    Fetching goes on in many threads beside the work: what workers waited for it counts. Decoding in several threads
+    counts by their share, and waiting for it without what was waited for bytes.
+    """
+    from qualitygate.cluster.workers import FETCHING, WAITING
+
     decoders = recorder.pool.decoders if recorder.pool else 1
-    beside = {"fetch", "decode"} if decoders > 1 else set()
-    clock = {stage: seconds / decoders if stage in beside else seconds for stage, seconds in recorder.stages.items()}
+    clock = {stage: seconds for stage, seconds in recorder.stages.items() if stage != "fetch"}
+    if decoders > 1 and "decode" in clock:
+        clock["decode"] /= decoders
+    if WAITING in clock:
+        clock[WAITING] -= clock.get(FETCHING, 0.0)
     return max(clock, key=lambda stage: clock[stage], default=None)
 
 

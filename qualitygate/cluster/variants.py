@@ -10,7 +10,7 @@ import ray
 
 from qualitygate.calibration.correlation import BLUR, CROP_CENTRE, CROP_CORNER, ROTATION, ROTATION_SECOND, WINDOW
 from qualitygate.calibration.samples import Sample, Shot, photograph
-from qualitygate.cluster.workers import WorkerSettings, on_this_machine, use_threads
+from qualitygate.cluster.workers import WorkerSettings, ending_with_its_gpu, on_this_machine, use_threads
 from qualitygate.errors import ErrorCode, Failure, ImageError
 from qualitygate.images import augment
 from qualitygate.images.augment import Interpolation
@@ -112,7 +112,8 @@ class SampleScorer:
                 reason = f"its worker process died {begun} times while scoring it"
                 result = self._failed(sample, Failure(ErrorCode.WORKER_CRASH, reason))
             else:
-                result = self.score(sample)
+                with ending_with_its_gpu():
+                    result = self.score(sample)
             results.append({"position": position, **result})
             ray.get(self._attempts.end.remote(position))
         return pa.Table.from_pylist(results, schema=RESULTS)

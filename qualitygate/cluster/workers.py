@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ import ray
 from qualitygate import logs
 from qualitygate.cluster import planning
 from qualitygate.cluster.pending import Reader
-from qualitygate.errors import ConfigurationError, ErrorCode, Failure
+from qualitygate.errors import ConfigurationError, DeviceLost, ErrorCode, Failure
 from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer, to_table
 from qualitygate.tables import storage
 
@@ -36,8 +36,12 @@ Result = TypeVar("Result")
 REPLACES = "_replaces"
 TRACE = "_trace"
 EXIT_OVER_TIME = 71
+EXIT_DEVICE_LOST = 72
 # Begun this often without an end, a photograph is taken to kill its worker. Once may be a lost machine.
 _STARTS_THAT_CONVICT = 2
+# Seconds by the clock in which a worker had nothing to compute on; with several decoders the first are part of the
+# second, which are all that a GPU stood still for.
+FETCHING = "wait_for_fetch"
 WAITING = "wait_for_decode"
 
 
@@ -123,14 +127,15 @@ class ScoringWorker:
         fetchers = max(settings.decoders, planning.prefetch_of(settings.prefetch, local=False))
         self._fetchers = ThreadPoolExecutor(fetchers, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
-        self._waited = 0.0
+        self._waited: dict[str, float] = defaultdict(float)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         started = time.perf_counter()
         requests = self._reader.requests(batch)
         key = hashlib.sha1("\0".join(request.image_id for request in requests).encode()).hexdigest()
         times_begun = ray.get(self._journal.begin_batch.remote(key))
-        rows = self._with_care(requests) if times_begun > 1 else self._straight(requests)
+        with ending_with_its_gpu():
+            rows = self._with_care(requests) if times_begun > 1 else self._straight(requests)
         ray.get(self._journal.end_batch.remote(key))
         for row, request in zip(rows, requests, strict=True):
             row[REPLACES] = request.previous is not None
@@ -149,11 +154,25 @@ class ScoringWorker:
             yield from map(self._prepare, fetched)
             return
         # A group's photographs are taken at once: the next group is to be decoded while the GPU has this one.
-        for future in _ahead(self._decoders, self._prepare, fetched, self._at_once + self._settings.decoders):
-            started = time.perf_counter()
-            prepared = future.result()
-            self._waited += time.perf_counter() - started
+        ahead = _ahead(self._decoders, self._prepare, fetched, self._at_once + self._settings.decoders)
+        while True:
+            # Bytes are waited for in here as well, before the next photograph can be handed to a decoder.
+            with self._stalled(WAITING):
+                future = next(ahead, None)
+                prepared = future.result() if future else None
+            if prepared is None:
+                return
             yield prepared
+
+    @contextmanager
+    def _stalled(self, *stages: str) -> Iterator[None]:
+        """Time spent inside counts for these stages. Only for the one thread that scores."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            for stage in stages:
+                self._waited[stage] += time.perf_counter() - started
 
     def _prepare(self, item: tuple[Request, storage.Fetched | Failure]) -> Prepared:
         request, fetched = item
@@ -173,7 +192,8 @@ class ScoringWorker:
         if convicted and not before.in_networks:
             return self._scorer.failed_row(request, convicted)
         # Outside the watch: a store that is away for a while is no photograph that takes too long.
-        fetched = self._scorer.fetch(request)
+        with self._stalled(*((FETCHING, WAITING) if self._settings.decoders > 1 else (FETCHING,))):
+            fetched = self._scorer.fetch(request)
         with self._watchdog.watching([request.image_id]):
             prepared = self._scorer.prepare(request, fetched)
         if convicted:
@@ -199,19 +219,23 @@ class ScoringWorker:
             local = storage.is_local(request.uri or "")
             ahead = max(self._settings.decoders - 1, planning.prefetch_of(self._settings.prefetch, local=local))
             while len(waiting) > ahead:
-                yield _result(waiting.popleft())
+                yield self._arrived(*waiting.popleft())
         while waiting:
-            yield _result(waiting.popleft())
+            yield self._arrived(*waiting.popleft())
+
+    def _arrived(
+        self, request: Request, future: "Future[storage.Fetched | Failure]"
+    ) -> tuple[Request, storage.Fetched | Failure]:
+        with self._stalled(FETCHING):
+            return request, future.result()
 
     def _report_over_time(self, image_id: str) -> None:
         ray.get(self._journal.took_too_long.remote(image_id), timeout=10)
 
     def _trace(self, seconds: float) -> dict[str, Any]:
         context = ray.get_runtime_context()
-        stages = self._scorer.take_seconds()
-        if self._waited:
-            # What a GPU stood still for, for want of decoded photographs.
-            stages[WAITING], self._waited = self._waited, 0.0
+        stages = self._scorer.take_seconds() | self._waited
+        self._waited.clear()
         return {
             "worker": f"{context.get_node_id()[:8]}-{os.getpid()}",
             "device": self._device,
@@ -227,13 +251,6 @@ def _gpu_memory() -> int:
     import torch
 
     return int(torch.cuda.memory_reserved())
-
-
-def _result(
-    item: tuple[Request, "Future[storage.Fetched | Failure]"],
-) -> tuple[Request, storage.Fetched | Failure]:
-    request, future = item
-    return request, future.result()
 
 
 def _ahead(
@@ -282,6 +299,19 @@ class Watchdog:
                             self._report(image_ids[0])
                     finally:
                         os._exit(EXIT_OVER_TIME)
+
+
+@contextmanager
+def ending_with_its_gpu() -> Iterator[None]:
+    """Ends the process when it has lost its GPU: Ray starts the worker again, and nothing else gives it one.
+
+    What was begun stays begun, so a photograph that does this each time is found out like one that kills its worker.
+    """
+    try:
+        yield
+    except DeviceLost as error:
+        logger.critical("%s", error)
+        os._exit(EXIT_DEVICE_LOST)
 
 
 def use_threads(networks: int) -> None:

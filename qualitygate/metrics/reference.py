@@ -209,6 +209,8 @@ def _build(network: networks.Network) -> Any:
 def _network_score(stock: Any, photograph: Photograph, device: Device) -> Score:
     import torch
 
+    from qualitygate.metrics.memory import is_device_lost
+
     pixels = torch.from_numpy(np.ascontiguousarray(photograph.rgb)).permute(2, 0, 1)[None]
     try:
         with torch.inference_mode(), full_precision():
@@ -216,6 +218,8 @@ def _network_score(stock: Any, photograph: Photograph, device: Device) -> Score:
     except (MemoryError, torch.OutOfMemoryError) as error:
         return Failure(ErrorCode.OUT_OF_MEMORY, f"pyiqa: {error}")
     except (RuntimeError, IndexError, ValueError, AssertionError) as error:
+        if is_device_lost(error):
+            raise
         return Failure(ErrorCode.NON_FINITE, f"pyiqa: {type(error).__name__}: {error}")
     finally:
         # MANIQA keeps what its hooks saw: after an exception the next photograph would get this one's features.

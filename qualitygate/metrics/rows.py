@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
-from qualitygate.errors import RETRIED_CODES, ErrorCode, Failure, ImageError
+from qualitygate.errors import RETRIED_CODES, DeviceLost, ErrorCode, Failure, ImageError
 from qualitygate.images.decode import Box, Decoded, DecodePolicy, decode
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import PUBLISHED, REFERENCE, Execution, Parameters, select
@@ -169,7 +169,8 @@ def _unwatched(_: Sequence[str]) -> AbstractContextManager[None]:
 class RowScorer:
     """Scorers of one plan, loaded once, and the rows that they make.
 
-    Raises ConfigurationError where half precision was verified on another model of GPU than this process has.
+    Raises ConfigurationError where half precision was verified on another model of GPU than this process has; its
+    methods DeviceLost, and nothing else, once this process can't use its GPU any more.
     `seconds` adds up the time spent by stage (`fetch`, `decode`, each metric) since the last `take_seconds`.
     """
 
@@ -220,12 +221,12 @@ class RowScorer:
             self._count("fetch", time.perf_counter() - start)
 
     def row(self, request: Request, fetched: storage.Fetched | Failure) -> Row:
-        """The image's row. Never raises for an image."""
+        """The image's row. Never raises for an image, but DeviceLost."""
         (row,) = self.finished([self.prepare(request, fetched)])
         return row
 
     def prepare(self, request: Request, fetched: storage.Fetched | Failure) -> Prepared:
-        """The image's row but for the networks, which `finished` adds. Never raises for an image."""
+        """The image's row but for the networks, which `finished` adds. Never raises for an image, but DeviceLost."""
         if isinstance(fetched, Failure):
             return Prepared(row=self.failed_row(request, fetched))
         digest = hashlib.sha256(fetched.data).hexdigest()
@@ -388,7 +389,10 @@ class RowScorer:
         return wanted
 
     def _scores(self, metric: Metric, photographs: Sequence[Photograph]) -> list[Score]:
-        """The metric's scores; should it raise for several photographs, each is tried by itself."""
+        """The metric's scores; should it raise for several photographs, each is tried by itself.
+
+        Not so where the GPU is lost: every photograph would fail after the one that is to blame.
+        """
         if not photographs:
             return []
         try:
@@ -399,6 +403,12 @@ class RowScorer:
                 size = _size(photographs[0])
                 return [Failure(ErrorCode.OUT_OF_MEMORY, f"{metric.name}: no memory for {size}")]
         except Exception as error:
+            if self._lost(error):
+                said = f"{error}".partition("\n")[0][:200]
+                raise DeviceLost(
+                    f"this process has lost its GPU, as noticed by {metric.name} ({type(error).__name__}: {said}); "
+                    "start it again, and look at the driver's log (dmesg, Xid) should it come back"
+                ) from error
             # A scorer promises not to raise. If one does, that is our bug, but no reason to lose the run.
             if len(photographs) == 1:
                 logger.exception("%s raised for a photograph of %s", metric.name, _size(photographs[0]))
@@ -406,6 +416,13 @@ class RowScorer:
         else:
             return [_finite(metric, score) for score in found]
         return [score for photograph in photographs for score in self._scores(metric, [photograph])]
+
+    def _lost(self, error: Exception) -> bool:
+        if self._plan.device != "cuda":
+            return False
+        from qualitygate.metrics.memory import is_device_lost
+
+        return is_device_lost(error)
 
     def _store(self, row: Row, metric: Metric, score: Score) -> None:
         row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -198,6 +199,7 @@ def read(place: str) -> Verification:
 def execution(plan: Plan, verified: str | None) -> tuple[Execution, list[str]]:
     """Which of a plan's metrics `--precision fast` computes in half precision, and a note on each that it doesn't.
 
+    There is a note as well where another version of torch made the file: its kernels may round in other places.
     It holds on the model of GPU that they were verified on: `RowScorer` refuses another one.
 
     verified: the file of 'qualitygate verify'. Raises ConfigurationError without one, where a network is asked for.
@@ -230,4 +232,11 @@ def execution(plan: Plan, verified: str | None) -> tuple[Execution, list[str]]:
             notes.append(f"{name} is computed in float32: half precision failed there: {verdict.reason}")
         else:
             fast.append(name)
+    # Without what follows a plus, which says CPU or CUDA: a job may well be started where there is no GPU.
+    then, now = (version.partition("+")[0] for version in (found.torch, metadata.version("torch")))
+    if fast and then != now:
+        notes.append(
+            f"half precision was verified with torch {then} and is computed by {now} here, whose kernels may differ; "
+            "'qualitygate verify' says whether it still holds"
+        )
     return Execution(fast=tuple(fast), gpu=found.device), notes

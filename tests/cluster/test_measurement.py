@@ -1,15 +1,20 @@
 """The measurement before a run: it reads what can be read, chooses sensibly, and can't take the run with it."""
 
 import os
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from job_helpers import Silent, write_photographs
 
-from qualitygate.cluster import measurement, planning, scoring, session
+from qualitygate.cluster import measurement, planning, scoring, session, workers
 from qualitygate.cluster.measurement import Cost
 from qualitygate.config import ScoreConfig
 from qualitygate.metrics.rows import Plan, Request
@@ -82,6 +87,88 @@ def test_the_bottleneck_goes_by_the_clock() -> None:
     assert scoring._bottleneck(recorder) == "maniqa"
     recorder.pool = replace(recorder.pool, decoders=1)
     assert scoring._bottleneck(recorder) == "decode"
+
+
+@dataclass
+class _Clock:
+    """Seconds that pass only where the simulation says so."""
+
+    now: float = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@dataclass
+class _Pending:
+    """What a thread will have finished at `ready`; asking before waits until then."""
+
+    clock: _Clock
+    ready: float
+    value: Any
+
+    def result(self) -> Any:
+        self.clock.now = max(self.clock.now, self.ready)
+        return self.value
+
+
+@dataclass
+class _Threads:
+    """A pool with a thread for each task, which takes `latency` after what it is given is there."""
+
+    clock: _Clock
+    latency: float
+
+    def submit(self, function: Any, argument: Any) -> _Pending:
+        return _Pending(self.clock, self.clock.now + self.latency, function(argument))
+
+
+@pytest.mark.parametrize("decoders", [1, 4])
+@pytest.mark.parametrize(
+    ("fetch", "compute", "bottleneck"),
+    [
+        # 8 are on their way: after the start none is waited for. Many threads' seconds, hardly any by the clock.
+        (5.0, 1.0, "lapm"),
+        # 8 come every 5 seconds, and are done at once.
+        (5.0, 0.01, "wait_for_fetch"),
+    ],
+)
+def test_a_store_is_the_bottleneck_only_where_workers_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, decoders: int, fetch: float, compute: float, bottleneck: str
+) -> None:
+    clock, count = _Clock(), 80
+    stages: dict[str, float] = defaultdict(float)
+
+    def fetched(_: Request) -> str:
+        stages["fetch"] += fetch
+        return "bytes"
+
+    def finished(prepared: Iterator[Any], watch: object) -> Iterator[dict[str, Any]]:
+        for _ in prepared:
+            clock.now += compute
+            stages["lapm"] += compute
+            yield {}
+
+    monkeypatch.setattr(workers, "time", clock)
+    worker = workers.ScoringWorker.__new__(workers.ScoringWorker)
+    worker._settings = workers.WorkerSettings(run_id="r", image_timeout_s=9, decoders=decoders, prefetch=8)
+    worker._scorer = SimpleNamespace(fetch=fetched, prepare=lambda *_: "photograph", finished=finished)  # type: ignore[assignment]
+    worker._watchdog = SimpleNamespace(watching=lambda _: nullcontext())  # type: ignore[assignment]
+    worker._fetchers, worker._decoders = _Threads(clock, fetch), _Threads(clock, 0.0)  # type: ignore[assignment]
+    worker._waited, worker._at_once = defaultdict(float), 4
+    worker._straight([Request(image_id=str(number), uri=f"s3://b/{number}") for number in range(count)])
+    if bottleneck == "lapm":
+        assert fetch <= worker._waited["wait_for_fetch"] <= 2 * fetch
+    assert stages["fetch"] == fetch * count > stages["lapm"]
+    # All of the clock is accounted for: several decoders' waiting includes the store's.
+    waiting = worker._waited["wait_for_decode" if decoders > 1 else "wait_for_fetch"]
+    assert waiting + stages["lapm"] == pytest.approx(clock.now)
+    recorder = scoring._Recorder.__new__(scoring._Recorder)
+    recorder.stages = {**stages, **worker._waited}
+    recorder.pool = planning.Pool(
+        workers=1, cpus_per_worker=1, gpus_per_worker=0, batch_size=4, task=count, decoders=decoders
+    )
+    assert scoring._bottleneck(recorder) == bottleneck
 
 
 def test_only_runs_that_can_gain_are_measured() -> None:

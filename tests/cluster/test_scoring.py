@@ -253,6 +253,49 @@ def test_a_photograph_that_kills_its_worker_gets_its_row_and_harms_no_other(
     assert undisturbed["manifest"]["by_status"] == {"ok": 10}
 
 
+class LosesItsGpu(workers.ScoringWorker):
+    """Believes in a GPU, which photographs that are 160 pixels wide take away for as long as the process lives."""
+
+    def __init__(self, plan: Plan, settings: workers.WorkerSettings, *others: Any) -> None:
+        super().__init__(plan, settings, *others)
+        self._scorer._plan = replace(plan, device="cuda")
+        lost = False
+
+        def score(photographs: Any) -> list[Any]:
+            nonlocal lost
+            lost = lost or any(photograph.width == 160 for photograph in photographs)
+            if lost:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return [1.0 for _ in photographs]
+
+        self._scorer._scorers["lapm"] = score
+
+
+def test_a_photograph_that_takes_the_gpu_away_harms_no_other(tmp_path: Path, silent: Silent) -> None:
+    import sys
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    names = write_photographs(tmp_path / "in", 4)
+    stats = _run(
+        tmp_path / "in",
+        tmp_path / "out",
+        silent,
+        LosesItsGpu,
+        metrics=("lapm",),
+        workers=1,
+        batch_size=4,
+        max_error_rate=0.5,
+    )
+    rows = _rows(tmp_path / "out")
+    culprits = {name for name in names if Image.open(tmp_path / "in" / name).width == 160}
+    assert len(culprits) == 1
+    assert {name: row["error_code"] for name, row in rows.items() if row["status"] != "ok"} == dict.fromkeys(
+        culprits, "worker_crash"
+    )
+    assert all(rows[name]["lapm"] == 1.0 for name in names if name not in culprits)
+    assert stats["scored"]["batches_lost"] >= 2
+
+
 class SlowNetwork(workers.ScoringWorker):
     """Has a network that takes for ever over photographs that are 160 pixels wide."""
 

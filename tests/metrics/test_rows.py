@@ -12,7 +12,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from qualitygate.errors import ErrorCode, Failure
+from qualitygate.errors import DeviceLost, ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import CATALOGUE
 from qualitygate.metrics.metric import Metric, Score, Scorer
@@ -262,3 +262,46 @@ def test_on_a_gpu_formulas_too_take_several_photographs(monkeypatch: pytest.Monk
         found[device] = [(row["image_id"], row["lapm"], row["status"]) for row in scorer.finished(prepared)]
         assert calls == ([1] * 5 if device == "cpu" else [3, 2])
     assert found["cpu"] == found["cuda"] == [(str(i), float(i), "ok") for i in range(5)]
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_lost_gpu_fails_no_photograph_but_the_process(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    calls: list[int] = []
+
+    def scorer(photographs: Sequence[Photograph]) -> list[float]:
+        calls.append(len(photographs))
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported")
+
+    metric = replace(CATALOGUE["lapm"], load=lambda _: scorer)
+    monkeypatch.setattr("qualitygate.metrics.rows.select", lambda *_: [metric])
+    rows = RowScorer(Plan(metrics=("lapm",), device="cuda", at_once=at_once), run_id="r")
+    photographs = _photographs([9, 10, 11])
+    with pytest.raises(DeviceLost, match=r"lost its GPU.*lapm.*illegal memory access") as caught:
+        list(rows.finished(rows.prepare_photograph(str(p.width), p) for p in photographs))
+    assert "\n" not in str(caught.value)
+    assert calls == [at_once], "nothing may be asked of a GPU that is lost"
+    # A CPU has none to lose: the same words are that photograph's error.
+    on_cpu = RowScorer(Plan(metrics=("lapm",)), run_id="r")
+    row = on_cpu.photograph_row("9", photographs[0])
+    assert row["error_code"] == ErrorCode.UNSUPPORTED
+
+
+@pytest.mark.parametrize("kind", [ErrorCode.OUT_OF_MEMORY, None])
+def test_halving_is_for_short_memory_alone(kind: ErrorCode | None) -> None:
+    """Of a scorer on tensors: what the GPU's loss raises leaves it, however it is wrapped."""
+    from qualitygate.metrics import tensors
+
+    calls = []
+
+    def measure(_: Any) -> Any:
+        calls.append(1)
+        raise RuntimeError("CUDA error: out of memory" if kind else "CUDA error: device-side assert triggered")
+
+    scorer = tensors.BatchScorer(measure, lambda *_: 0.0, lambda _: None, name="x", device="cpu")
+    photographs = _photographs([9, 9])
+    if kind:
+        assert [score.code for score in scorer(photographs) if isinstance(score, Failure)] == [kind, kind]
+        return
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        scorer(photographs)
+    assert len(calls) == 1

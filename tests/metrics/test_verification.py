@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def plan(*metrics: str, **more: Any) -> Plan:
     return Plan(metrics=metrics, parameters=UNTRAINED, **more)
 
 
-def verified(tmp_path: Path, *passed: str, refused: str | None = None) -> str:
+def verified(tmp_path: Path, *passed: str, refused: str | None = None, by: str = metadata.version("torch")) -> str:
     """A file as a GPU would have it."""
     names = (*passed, *([refused] if refused else []))
     fingerprints = verification.fast_fingerprints(plan(*names), names)
@@ -145,7 +146,7 @@ def verified(tmp_path: Path, *passed: str, refused: str | None = None) -> str:
     found = verification.Verification(
         device="a GPU",
         kind="cuda",
-        torch="2",
+        torch=by,
         created="2026-01-01T00:00:00Z",
         photographs=100,
         unreadable=0,
@@ -165,6 +166,19 @@ def test_metrics_that_passed_are_fast_and_others_float32_with_a_note(tmp_path: P
     assert len(notes) == 2
     assert "hyperiqa is computed in float32: half precision failed there: SRCC" in notes[0]
     assert "maniqa is computed in float32: it wasn't verified" in notes[1]
+
+
+def test_a_file_of_another_torch_is_taken_with_a_note(tmp_path: Path) -> None:
+    execution, notes = verification.execution(plan("musiq"), verified(tmp_path, "musiq", by="2.0.1+cu118"))
+    assert execution.fast == ("musiq",)
+    (note,) = notes
+    assert "verified with torch 2.0.1 and" in note
+    assert metadata.version("torch").partition("+")[0] in note
+    # Nothing is computed by it where nothing passed; and the same version for a CPU or for CUDA is the same.
+    _, notes = verification.execution(plan("musiq"), verified(tmp_path, refused="musiq", by="2.0.1"))
+    assert not any("verified with torch" in note for note in notes)
+    same = metadata.version("torch").partition("+")[0]
+    assert verification.execution(plan("musiq"), verified(tmp_path, "musiq", by=f"{same}+cu130"))[1] == []
 
 
 def test_another_gpu_was_not_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
