@@ -585,6 +585,9 @@ class _Job:
             if chosen is not None:
                 canary.write(self._output, chosen)
                 drawn = chosen.num_rows
+        if self.night.state in ("promoted", "kept"):
+            # As the output's own manifest has it; what changed stays. Other nights are looked at, or done again.
+            storage.delete(self._at(MANIFEST))
         return {
             "files": [compacted.files_before, compacted.files_after],
             "removed_files": vacuumed.files,
