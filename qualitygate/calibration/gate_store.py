@@ -165,7 +165,8 @@ def promote(
 ) -> Change:
     """Put the gate of a file or folder in force.
 
-    before: the gate that must be in force now, where that matters. Nothing changes when it is in force already.
+    before: the gate that must be in force now, where that matters. Nothing changes when it is in force already, but
+    that a hold is lifted.
 
     Raises ConfigurationError for no gate, one that can't decide or stems from untrained networks; Superseded when
     another change was first, or when a newer nightly job (of a higher fence) has made one.
@@ -175,7 +176,7 @@ def promote(
     made.require(allow_fallback=True, allow_untrained=allow_untrained)
     history = read(store)
     now = history.current
-    if now is not None and now.gate_id == made.id:
+    if now is not None and now.gate_id == made.id and not now.held:
         return now
     if before is not None and (now is None or now.gate_id != before):
         raise Superseded(f"gate {now.gate_id if now else None} is in force, no longer {before}; start again from there")
@@ -186,7 +187,8 @@ def promote(
 def rollback(store: str, *, to: str | None = None, reason: str, held: bool = False) -> Change:
     """Put the gate back in force that was before the current one, or `to`.
 
-    held: no nightly job promotes until somebody promotes by hand. Raises ConfigurationError when there is none.
+    held: no nightly job promotes until somebody promotes by hand; with it, `to` may be the gate in force. Raises
+    ConfigurationError when there is none.
     """
     history = read(store)
     if history.current is None:
@@ -201,7 +203,7 @@ def rollback(store: str, *, to: str | None = None, reason: str, held: bool = Fal
                 "name one with --to, or promote another"
             )
         target = load(store, standing[-1].gate_id).id
-    if target == history.current.gate_id:
+    if target == history.current.gate_id and not (held and not history.current.held):
         raise ConfigurationError(f"gate {target} is in force already")
     return _append(history, "rollback", target, reason, held=held)
 

@@ -40,10 +40,17 @@ class Drawn:
     before: int
 
 
-def draw(output: str, night: str, gate: Gate, share: float, labelled: pa.Table | None = None) -> Drawn:
+def draw(
+    output: str,
+    night: str,
+    gate: Gate,
+    share: float,
+    labelled: pa.Table | None = None,
+    untrusted: Sequence[str] = (),
+) -> Drawn:
     """Write tonight's sample of what the gate in force rejects, of the whole table and without those drawn before.
 
-    labelled: a table whose image_ids have labels already.
+    labelled: a table whose image_ids have labels already. untrusted: runs whose photographs aren't drawn.
     """
     drawn = known(output, without=night)
     table = scores.existing_table(output)
@@ -57,7 +64,8 @@ def draw(output: str, night: str, gate: Gate, share: float, labelled: pa.Table |
         database.register("done", pa.concat_tables(done))
         rows = database.sql(
             f"SELECT image_id, uri, box{values} FROM scores ANTI JOIN done USING (image_id) "
-            f"WHERE {windows.READABLE} AND {chance} < {float(share)!r} ORDER BY image_id"
+            f"WHERE {windows.READABLE} AND {windows.of_all_but(untrusted)} AND {chance} < {float(share)!r} "
+            "ORDER BY image_id"
         ).to_arrow_table()
     rejected = rows.filter(pa.array(~windows.passes(rows, gate))) if rows.num_rows else rows
     count = rejected.num_rows

@@ -4,9 +4,12 @@ The same bytes must give the same scores. Where they don't, a driver, a library 
 measured, and everything that would be scored tonight would be measured with another stick.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ _MANIFEST = ("image_id", "uri", "box", "etag")
 _AWAY = tuple(code.value for code in (ErrorCode.MISSING, ErrorCode.DENIED, ErrorCode.TIMEOUT, ErrorCode.TRANSIENT))
 # The photograph was the end of its worker, which then had no hash of it to tell.
 _ENDED_IT = (ErrorCode.WORKER_CRASH.value, ErrorCode.OUT_OF_MEMORY.value)
+_WITHHELD = tuple(code.value for code in (ErrorCode.DENIED, ErrorCode.TIMEOUT, ErrorCode.TRANSIENT))
 _CPU, _GPU, _FAST = 1e-6, 1e-3, 5e-3
 
 
@@ -37,6 +41,7 @@ class Moved:
 
     compared: photographs whose bytes are the same. largest: difference, as a share of the scores' 5 to 95 % spread.
     lost: photographs that had a score and have none now. definition: whether it is scored by another definition now.
+    away: photographs that the store withheld though they may be there: denied, timed out.
     """
 
     metric: str
@@ -46,27 +51,43 @@ class Moved:
     lost: int
     definition: bool
     worst: str | None
+    away: int = 0
 
     @property
     def passed(self) -> bool:
-        return self.largest <= self.bound and not self.lost and not self.definition
+        return self.largest <= self.bound and not self.lost and not self.definition and not self.unread
+
+    @property
+    def unread(self) -> bool:
+        """Whether the store withheld so many that the others say too little."""
+        return self.away > self.compared
 
 
 def choose(output: str, count: int) -> pa.Table | None:
     """As many photographs with all scores as are wanted, the same ones for the same table; None without any.
 
-    Columns: the manifest's, sha256, and for each metric its score and its fingerprint.
+    Of the output's manifest, where it has one: what is gone from the store can't be scored again. Columns: the
+    manifest's, sha256, and for each metric its score and its fingerprint.
     """
     table = scores.open_table(output)
     if table is None:
         return None
     names = scores.metrics_of(table)
     columns = [*_MANIFEST, "sha256", *names, *(scores.fingerprint_column(name) for name in names)]
-    with connect() as database:
+    with TemporaryDirectory(prefix="qualitygate-") as scratch, connect() as database:
         scores.register(database, table)
+        listed = storage.join(output, "manifest.parquet")
+        there = ""
+        if storage.exists(listed):
+            local = str(Path(scratch) / "manifest.parquet")
+            if storage.is_local(listed):
+                local = os.fsdecode(storage.local_path(listed))
+            else:
+                storage.download(listed, local)
+            there = f"SEMI JOIN read_parquet({literal(local)}) USING (image_id)"
         # By a hash of their own, so that the canary is no stretch of one camera's or one day's photographs.
         found = database.sql(
-            f"SELECT {', '.join(identifier(column) for column in columns)} FROM scores "
+            f"SELECT {', '.join(identifier(column) for column in columns)} FROM scores {there} "
             f"WHERE status = {literal('ok')} AND sha256 IS NOT NULL ORDER BY md5(image_id), image_id LIMIT {int(count)}"
         ).to_arrow_table()
     return found if found.num_rows else None
@@ -135,6 +156,8 @@ def check(
             "retry": (),
             "max_error_rate": 1.0,
             "measure": False,
+            # No run of its own: what it would say is not how the night went.
+            "metrics_textfile": None,
         }
     )
     try:
@@ -159,11 +182,12 @@ def _compared(known: Sequence[Mapping[str, Any]], now: Mapping[str, Any], metric
     spread = float(np.subtract(*np.quantile(values, [0.95, 0.05]))) if values.size else 0.0
     # Without any spread, as of a single photograph, the score's own size is the scale.
     scale = spread or float(np.abs(values).max(initial=0.0)) or 1.0
-    compared = lost = 0
+    compared = lost = away = 0
     largest, worst, definition = 0.0, None, False
     for row in known:
         new = now.get(row["image_id"])
         if row[metric] is None or new is None or new["error_code"] in _AWAY:
+            away += new is not None and new["error_code"] in _WITHHELD
             continue
         if new["sha256"] != row["sha256"] and not (new["sha256"] is None and new["error_code"] in _ENDED_IT):
             continue
@@ -184,6 +208,22 @@ def _compared(known: Sequence[Mapping[str, Any]], now: Mapping[str, Any], metric
         lost=lost,
         definition=definition,
         worst=worst,
+        away=away,
+    )
+
+
+def remedy(found: Sequence[Moved]) -> str:
+    """What to do about it."""
+    if all(one.passed or one.unread for one in found):
+        return "look at the store and at the credentials, and start the night again with --again"
+    if any(one.definition for one in found):
+        return (
+            "if that is meant, 'qualitygate score --backfill' makes the whole table one definition; the next night "
+            "then draws a new canary"
+        )
+    return (
+        "a library, driver or machine has changed: go back to the one before, or score everything anew into another "
+        "--output"
     )
 
 
@@ -193,6 +233,8 @@ def said(found: Sequence[Moved]) -> str:
     for one in found:
         if one.passed:
             continue
+        if one.unread:
+            parts.append(f"{one.away} photographs could not be read, only {one.compared} of {one.metric} be compared")
         if one.definition:
             parts.append(f"{one.metric} is computed by another definition than before")
         if one.lost:

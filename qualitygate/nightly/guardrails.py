@@ -40,14 +40,17 @@ class Candidate:
 # ---- of tonight's photographs --------------------------------------------------------------------------------
 
 
-def of_tonight(config: NightlyConfig, rows: int, failed: int, changes: Sequence[Change]) -> Iterator[Check]:
-    """Whether tonight's photographs can be trusted."""
+def of_tonight(
+    config: NightlyConfig, rows: int, failed: int, changes: Sequence[Change], examples: Sequence[str] = ()
+) -> Iterator[Check]:
+    """Whether tonight's photographs can be trusted. examples: ids of some of them, to look at."""
     rate = failed / rows if rows else 0.0
     yield Check(
         name="errors",
         passed=rate <= config.max_error_rate,
         said=f"{failed:,} of tonight's {rows:,} photographs have no score: {rate:.1%}, at most "
-        f"{config.max_error_rate:.1%} is allowed; 'qualitygate status' names the codes",
+        f"{config.max_error_rate:.1%} is allowed"
+        + ("" if rate <= config.max_error_rate else "; 'qualitygate status' names the codes"),
         value=rate,
         limit=config.max_error_rate,
     )
@@ -63,8 +66,9 @@ def of_tonight(config: NightlyConfig, rows: int, failed: int, changes: Sequence[
         yield Check(
             name="drift",
             passed=not drifted,
-            said=f"tonight's photographs are unlike the reference's: {shown}{more}; look at them, and if it is wanted, "
-            "run the night again with --accept-drift"
+            said=f"tonight's photographs are unlike the reference's: {shown}{more}; look at some"
+            + (f", such as {', '.join(map(repr, examples))}," if examples else "")
+            + " and if it is wanted, run the night again with --accept-drift"
             if drifted
             else "tonight's photographs are like the reference's"
             if any(one.p_value is not None for one in changes)
@@ -119,12 +123,12 @@ def _enough(config: NightlyConfig, new: Candidate, old: Gate | None) -> Iterator
     if new.refusal is not None and judge is new.gate:
         return
     rejected = int(np.count_nonzero(~windows.passes(new.photographs, judge)))
-    whose = "the gate in force" if judge is old else "it"
+    whose = "the gate in force" if judge is old else "the new gate"
     yield Check(
         name="rejects labelled",
         passed=rejected >= config.min_audited,
         said=f"{rejected:,} of the labelled photographs are ones that {whose} rejects, at least {config.min_audited:,} "
-        "are needed; label the audit samples",
+        "are needed" + ("" if rejected >= config.min_audited else "; label the audit samples"),
         value=rejected,
         limit=config.min_audited,
     )
@@ -142,7 +146,10 @@ def _moves(new: Candidate, old: Gate | None, drifted: bool) -> Iterator[Check]:
         elif drifted:
             said = f"{moved}: past both intervals, which the accepted drift explains"
         else:
-            said = f"{moved}: past both intervals, and no drift of the photographs explains it"
+            said = (
+                f"{moved}: past both intervals, and no accepted drift explains it; look at the new labels, and if they "
+                "are right, put the candidate in force by hand"
+            )
         yield Check(
             name=f"cut-off {one.method}", passed=bool(one.within or drifted), said=said, value=one.moved, limit=None
         )
@@ -171,8 +178,8 @@ def _coverage(config: NightlyConfig, new: Candidate, drifted: bool) -> Iterator[
     yield Check(
         name="coverage",
         passed=config.min_coverage <= new.coverage <= config.max_coverage,
-        said=f"it passes {new.coverage:.1%} of all photographs; {config.min_coverage:.0%} to {config.max_coverage:.0%} "
-        "is allowed",
+        said=f"the new gate passes {new.coverage:.1%} of the photographs that are trusted; "
+        f"{config.min_coverage:.0%} to {config.max_coverage:.0%} is allowed",
         value=new.coverage,
         limit=config.min_coverage,
     )

@@ -34,7 +34,14 @@ from qualitygate.config import (
     ScorePlanConfig,
     echo,
 )
-from qualitygate.errors import ConfigurationError, DeadlineReached, Interrupted, NightRefused, QualityGateError
+from qualitygate.errors import (
+    ConfigurationError,
+    DeadlineReached,
+    Interrupted,
+    Locked,
+    NightRefused,
+    QualityGateError,
+)
 from qualitygate.nightly import audit, canary, guardrails, lock, notify, record, settings, trend, windows
 from qualitygate.nightly.lock import Lock
 from qualitygate.nightly.record import Check, Night
@@ -80,12 +87,24 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
     Ctrl-C or SIGTERM, Superseded when the lock was lost; what is done stays done. A refusal and a deadline are no
     errors here: the outcome's state says so (see `raise_for`).
     """
-    output = outputs.check_output(config.output)
     notify.check(config)
-    score, fitting = settings.of_score(config), settings.of_calibration(config)
-    deadline = settings.deadline(config.deadline, time.time())
     name = config.night or f"{datetime.now(UTC):%Y-%m-%d}"
     logs.bind(run_id=f"night-{name}")
+    try:
+        return _run(config, name, progress)
+    except (Interrupted, Locked):
+        raise
+    except Exception as error:
+        # Whatever it is, also before the first step: nobody watches, and somebody must be told.
+        why = str(error) if isinstance(error, QualityGateError) else f"{type(error).__name__}: {error}"
+        _tell(config, Night(night=name, started=record.now()), config.output, state="failed", reasons=(why,))
+        raise
+
+
+def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress]) -> Outcome:
+    output = outputs.check_output(config.output)
+    score, fitting = settings.of_score(config), settings.of_calibration(config)
+    deadline = settings.deadline(config.deadline, time.time())
     store = storage.join(output, gates.FOLDER)
     newest = max((change.fence or 0 for change in gate_store.read(store).changes), default=0)
     with lock.held(output, night=name, ttl_s=config.lock_ttl_s, above=newest) as held:
@@ -95,18 +114,13 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
         if before is not None and not anew and before.state in _ENDED and "notify" in before.steps:
             return Outcome(night=before, output=output, already=True)
         night = before if before is not None and not anew else _begun(output, name, before, again=config.again)
+        if "score" not in night.steps and night.state not in _ENDED:
+            # What was mended in between, a library or a machine, may be another stick: each start measures it anew.
+            night = replace(night, steps={step: found for step, found in night.steps.items() if step != "canary"})
         job = _Job(config=config, score=score, fitting=fitting, held=held, progress=progress, output=output)
         job.night = night
         job.deadline = deadline
-        try:
-            job.run()
-        except Interrupted:
-            raise
-        except Exception as error:
-            # Whatever it is: nobody watches, and somebody must be told.
-            why = str(error) if isinstance(error, QualityGateError) else f"{type(error).__name__}: {error}"
-            _tell(config, job.night, output, state="failed", reasons=(why,))
-            raise
+        job.run()
         return Outcome(night=job.night, output=output, already=False)
 
 
@@ -240,6 +254,7 @@ class _Job:
 
     def _end(self, state: Any) -> None:
         """The night has ended: enter how, with every check and reason."""
+        self._lock.check()
         checks = tuple(check for step in self.night.steps.values() for check in _checks(step))
         reasons = tuple(check.said for check in checks if not check.passed)
         change = gate_store.read(self._store).current
@@ -272,9 +287,9 @@ class _Job:
         said = (
             f"{same} of {known.num_rows} photographs scored as before"
             + ("" if same == known.num_rows else ", the others are gone or changed")
+            + ("; most of it is: a new one is drawn" if 2 * same < known.num_rows else "")
             if passed
-            else f"scores of the same photographs moved: {canary.said(moved)}; a library, driver or machine has "
-            "changed: go back to the one before, or score all again with 'qualitygate score --backfill'"
+            else f"scores of the same photographs moved: {canary.said(moved)}; {canary.remedy(moved)}"
         )
         check = Check(
             name="canary",
@@ -364,14 +379,32 @@ class _Job:
         return [night for night in others if night.state not in _ENDED and night.night not in judged]
 
     def _untrusted(self) -> list[str]:
-        """Runs of other nights whose photographs are no reference."""
+        """Runs of other nights whose photographs are no reference, and of what they judged beside their own."""
         others = self._others
-        trusted = {name for night in others if night.trusted for name in (night.night, *_judged(night))}
-        return [night.run_id for night in others if night.night not in trusted]
+        unended = {night.night for night in others if night.state not in _ENDED}
+        judged = {name for night in others if night.trusted for name in _judged(night)} & unended
+        trusted = {night.night for night in others if night.trusted} | judged
+        untrusted = [night for night in others if night.night not in trusted]
+        # Nobody vouches for a night whose record is gone.
+        recorded = {self.night.run_id, *(night.run_id for night in others)}
+        lost = [run for run in windows.runs(self._output) if run.startswith(record.RUN) and run not in recorded]
+        return [*(run for night in untrusted for run in (night.run_id, *_by_hand(night))), *lost]
+
+    def _by_hand_since(self) -> list[str]:
+        """Runs of 'score' by hand that no night has judged: they get past no guardrail, tonight's hold for them too.
+
+        What was there before the first night is what nights are compared with.
+        """
+        ended = [night for night in self._others if night.state in _ENDED and "drift" in night.steps]
+        if not ended:
+            return []
+        known = {run for night in ended for run in night.steps["drift"]["runs"]}
+        return [run for run in windows.runs(self._output) if not run.startswith(record.RUN) and run not in known]
 
     def _set_aside(self) -> list[str]:
         """Runs whose photographs count for nothing: a gate made of them is one for what nobody wanted."""
-        tonight = (self.night.run_id, *(Night(night=name, started="").run_id for name in _judged(self.night)))
+        judged = (Night(night=name, started="").run_id for name in _judged(self.night))
+        tonight = (self.night.run_id, *judged, *_by_hand(self.night))
         untrusted = [run for run in self._untrusted() if run not in tonight]
         checks = [check for step in self.night.steps.values() for check in _checks(step)]
         return untrusted if _is_sound(checks) else [*untrusted, *tonight]
@@ -384,22 +417,25 @@ class _Job:
             significance=self._config.significance,
             fewest=self._config.min_drift,
         )
-        unfinished = self._unfinished()
+        unfinished, by_hand = self._unfinished(), self._by_hand_since()
         found = windows.read(
             self._output,
-            runs=[self.night.run_id, *(night.run_id for night in unfinished)],
+            runs=[self.night.run_id, *(night.run_id for night in unfinished), *by_hand],
             untrusted=self._untrusted(),
             days=self._config.reference_days,
             gate=self._old(),
             fewest=self._config.min_drift,
+            metrics=self._score.metrics,
         )
         changes = drift.compare(found.reference, found.tonight, limits) if found.reference is not None else []
-        checks = list(guardrails.of_tonight(self._config, found.rows, found.failed, changes))
+        checks = list(guardrails.of_tonight(self._config, found.rows, found.failed, changes, found.examples))
         tonight = found.tonight.passed
         return {
             "rows": found.rows,
             "failed": found.failed,
             "unfinished": [night.night for night in unfinished],
+            "by_hand": by_hand,
+            "runs": windows.runs(self._output),
             "reference": len(found.reference) if found.reference is not None else 0,
             "changes": [asdict(one) for one in changes],
             "drifted": sum(one.word == drift.DRIFTED for one in changes),
@@ -489,7 +525,7 @@ class _Job:
         history = gate_store.read(self._store)
         deadline = bool(self.night.steps["score"]["deadline"])
         checks: list[Check] = []
-        state = "deadline" if deadline else "kept" if sound else "refused"
+        state = "refused" if not sound else "deadline" if deadline else "kept"
         if step.get("gate") and not deadline:
             new = gates.load(self._at("gate"))
             if old is None or not gate_store.same(new, old):
@@ -519,13 +555,25 @@ class _Job:
         if in_force is not None and scores.open_table(self._output) is not None:
             found["coverage"] = windows.coverage(self._output, in_force)
             found["coverage_tonight"] = self.night.steps.get("drift", {}).get("coverage")
-            drawn = audit.draw(self._output, self.night.night, in_force, self._config.audit_share, self._labelled())
+            drawn = audit.draw(
+                self._output,
+                self.night.night,
+                in_force,
+                self._config.audit_share,
+                self._labelled(),
+                # Labels of photographs that nobody trusts would be left out.
+                self._set_aside(),
+            )
             found["audit"] = asdict(drawn)
         return found
 
     def _candidate(self, new: Gate, old: Gate | None, refusal: str | None, history: History) -> list[Check]:
         table = pq.read_table(BytesIO(storage.read_bytes(self._at("gate", calibrate.TABLE)) or b""))
         able, aside = refusal is None, self._set_aside()
+        comparable = old is None or all(
+            new.fingerprints.get(name, print_) == print_ for name, print_ in old.fingerprints.items()
+        )
+        old = old if comparable else None
         candidate = guardrails.Candidate(
             gate=new,
             photographs=table,
@@ -536,6 +584,9 @@ class _Job:
         )
         drifted = self._config.accept_drift and self.night.steps["drift"]["drifted"] > 0
         checks = list(guardrails.of_candidate(self._config, candidate, old, history, drifted))
+        if not comparable:
+            said = "the gate in force was made from scores of other definitions: the two aren't compared"
+            checks.append(Check(name="definitions", passed=True, said=said))
         now = history.current
         if now is not None and now.night != self.night.night and now.gate_id not in (self.night.gate_before, new.id):
             said = f"{now.by} put gate {now.gate_id} in force while the night was at work; run it again with --again"
@@ -580,7 +631,9 @@ class _Job:
         vacuumed = upkeep.vacuum(self._output, timedelta(days=self._config.keep_days))
         known = canary.read(self._output)
         drawn = 0
-        if self._config.canary and self.night.trusted and (known is None or self._worn(known)):
+        # Not where scores have moved: the known ones are what the next night is to be compared with.
+        sound = all(check.passed for check in _checks(self.night.steps["canary"]))
+        if self._config.canary and sound and (known is None or self._worn(known)):
             chosen = canary.choose(self._output, self._config.canary)
             if chosen is not None:
                 canary.write(self._output, chosen)
@@ -630,6 +683,12 @@ def _is_sound(checks: Sequence[Check]) -> bool:
 def _judged(night: Night) -> Sequence[str]:
     """Unfinished nights whose photographs a night has judged with its own."""
     found: Sequence[str] = night.steps.get("drift", {}).get("unfinished", ())
+    return found
+
+
+def _by_hand(night: Night) -> Sequence[str]:
+    """Runs of 'score' by hand whose photographs a night has judged with its own."""
+    found: Sequence[str] = night.steps.get("drift", {}).get("by_hand", ())
     return found
 
 

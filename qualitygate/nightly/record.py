@@ -17,6 +17,8 @@ NIGHTS = "nights"
 RUN = "night-"
 FILE = "night.json"
 
+ORDER = ("canary", "manifest", "score", "drift", "calibrate", "decide", "upkeep", "report", "notify")
+
 State = Literal["running", "promoted", "kept", "refused", "deadline"]
 STATES: tuple[State, ...] = ("running", "promoted", "kept", "refused", "deadline")
 
@@ -56,8 +58,9 @@ class Night:
         return f"{RUN}{self.night}"
 
     def with_step(self, name: str, found: Mapping[str, Any]) -> "Night":
-        """The same with one more step finished."""
-        return replace(self, steps={**self.steps, name: dict(found)})
+        """The same with one more step finished; steps stand in their order, also where one was done again."""
+        steps = {**self.steps, name: dict(found)}
+        return replace(self, steps={step: steps[step] for step in sorted(steps, key=ORDER.index)})
 
 
 def place(output: str, night: str, *names: str) -> str:

@@ -12,6 +12,8 @@ from qualitygate.tables import storage
 
 M = TypeVar("M", bound=BaseModel)
 
+_SINCE_DEADLINE = timedelta(hours=6)
+
 SAMPLING = "sampling_probability"
 # What 'predict' writes beside its table, and calibration reads.
 BESIDE_PREDICTIONS = ("prediction.json",)
@@ -69,7 +71,11 @@ def _parts(model: type[BaseModel], key: str, value: Any) -> Any:
 
 
 def deadline(given: str | None, now: float) -> float | None:
-    """Seconds since 1970. given: a time of day in UTC (the next one), a moment in ISO 8601, or a time from now."""
+    """Seconds since 1970. given: a time of day in UTC, a moment in ISO 8601, or a time from now.
+
+    A time of day is the next one, but for six hours after it, when it has passed: what starts a job again shortly
+    after its deadline doesn't mean tomorrow's.
+    """
     if given is None:
         return None
     if found := re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", given):
@@ -79,7 +85,7 @@ def deadline(given: str | None, now: float) -> float | None:
         if re.fullmatch(r"\d\d:\d\d", given):
             hour, minute = map(int, given.split(":"))
             moment = start.replace(hour=hour, minute=minute, second=0, microsecond=0)
-            return (moment if moment > start else moment + timedelta(days=1)).timestamp()
+            return (moment if moment > start - _SINCE_DEADLINE else moment + timedelta(days=1)).timestamp()
         moment = datetime.fromisoformat(given)
     except ValueError as error:
         raise ConfigurationError(

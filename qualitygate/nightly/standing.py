@@ -95,8 +95,7 @@ def _table(folder: str) -> list[Night]:
 
 def _problem(last: Night, held: Held | None, now: datetime) -> str | None:
     if last.state == "refused":
-        kept = f"gate {last.gate_after} stays in force" if last.gate_after else "no gate is in force"
-        return f"night {last.night} was refused, {kept}: {_reasons(last)}"
+        return f"night {last.night} was refused: {_reasons(last)}"
     if last.state != "running" or (held is not None and held.night == last.night and held.alive(now.timestamp())):
         return None
     done = f"behind its step {list(last.steps)[-1]!r}" if last.steps else "where it was"
@@ -105,7 +104,7 @@ def _problem(last: Night, held: Held | None, now: datetime) -> str | None:
         return f"night {last.night} has begun and not ended, and is not at work; {remedy}"
     if held.released:
         return f"night {last.night} failed or was stopped; {remedy}"
-    return f"night {last.night} has begun and not ended, and its lock has expired: it was killed; {remedy}"
+    return f"night {last.night} has begun and not ended, and nobody holds its lock: it was killed; {remedy}"
 
 
 def _reasons(night: Night) -> str:

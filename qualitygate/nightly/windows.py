@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _MOST = 100_000
 # Strata beyond these are too small to tell anything, and each costs tests.
 _MOST_STRATA = 20
+_EXAMPLES = 5
+# A photograph that failed in so many runs was counted by the nights before.
+_OLD_FAILURE = 3
 _DAY_US = 86_400_000_000
 CAMERA, FOLDER = "camera", "folder"
 # SQL for rows that have any score: what can't be read can't be labelled either.
@@ -32,6 +35,7 @@ class Windows:
     """reference: None where nothing was scored before. rows, failed: of all of tonight's photographs.
 
     new_strata: shares of tonight's photographs by strata that the reference lacks, such as a new camera.
+    examples: ids of some of tonight's, by chance.
     """
 
     reference: Window | None
@@ -39,20 +43,38 @@ class Windows:
     rows: int
     failed: int
     new_strata: dict[str, float]
+    examples: tuple[str, ...] = ()
+
+
+def runs(output: str) -> list[str]:
+    """Every run that rows of the table name."""
+    with connect() as database:
+        scores.register(database, scores.existing_table(output))
+        found = database.sql("SELECT DISTINCT run_id FROM scores ORDER BY 1").fetchall()
+    return [str(run) for (run,) in found]
 
 
 def read(
-    output: str, *, runs: Sequence[str], untrusted: Sequence[str], days: int, gate: Gate | None, fewest: int
+    output: str,
+    *,
+    runs: Sequence[str],
+    untrusted: Sequence[str],
+    days: int,
+    gate: Gate | None,
+    fewest: int,
+    metrics: Sequence[str] | None = None,
 ) -> Windows:
     """The windows of a night.
 
     runs: of tonight's rows. untrusted: runs whose rows are no reference. days: how far back the reference goes, from
-    tonight's first row; where too few rows (`fewest`) are as young, all older ones are taken.
+    tonight's first row; where too few rows (`fewest`) are as young, all older ones are taken. metrics: those that are
+    scored tonight, None for all: one that isn't asked for any more hasn't failed. Failures that were tried again for
+    nights on end are no news of tonight's.
     """
     table = scores.existing_table(output)
     with connect() as database:
         scores.register(database, table)
-        tonight = f"NOT ({of_all_but(runs)})"
+        tonight = f"NOT ({of_all_but(runs)}) AND NOT (status = 'error' AND attempts > {_OLD_FAILURE})"
         before = of_all_but((*runs, *untrusted))
         rows, failed, first = database.sql(
             f"SELECT count(*), count(*) FILTER (status = 'error'), min(epoch_us(scored_at)) FROM scores WHERE {tonight}"
@@ -62,15 +84,18 @@ def read(
             young += f" AND epoch_us(scored_at) >= {int(first) - int(days) * _DAY_US}"
         if _count(database, young) < fewest:
             young = before
-        metrics = scores.metrics_of(table)
-        now = _window(database, tonight, metrics, gate)
-        reference = _window(database, young, metrics, gate) if _count(database, young) else None
+        names = [name for name in scores.metrics_of(table) if metrics is None or name in metrics]
+        now = _window(database, tonight, names, gate)
+        reference = _window(database, young, names, gate) if _count(database, young) else None
+        some = database.sql(f"SELECT image_id FROM scores WHERE {tonight} ORDER BY md5(image_id) LIMIT {_EXAMPLES}")
+        examples = tuple(str(image_id) for (image_id,) in some.fetchall())
     return Windows(
         reference=reference,
         tonight=now,
         rows=rows,
         failed=failed,
         new_strata=_new(reference, now) if reference else {},
+        examples=examples,
     )
 
 

@@ -54,11 +54,17 @@ def of_night(night: Mapping[str, Any]) -> str:
     if problem := steps.get("report", {}).get("problem"):
         lines.append(f"no report:   {problem}")
     lines += [f"not told:    {problem}" for problem in steps.get("notify", {}).get("problems", ())]
-    if drawn := steps.get("decide", {}).get("audit"):
+    if by_hand := steps.get("drift", {}).get("by_hand"):
+        lines.append(f"by hand:     photographs of {len(by_hand)} runs of 'score' were judged with tonight's")
+    if (drawn := steps.get("decide", {}).get("audit")) and drawn["new"]:
         lines.append(
             f"to label:    {drawn['new']:,} rejected photographs, drawn at random: "
             + storage.redact(storage.join(output, "nights", name, "audit_sample.parquet"))
         )
+    if night["state"] == "refused" and (candidate := steps.get("calibrate", {}).get("gate")):
+        place = storage.redact(storage.join(output, "nights", name, "gate"))
+        command = f"qualitygate gate promote {place} --store {storage.redact(output)}"
+        lines.append(f"candidate:   {candidate}; by hand: {command}")
     in_force = night["gate_after"]
     lines.append(f"gate:        {in_force or 'none is in force'}")
     if page := steps.get("report", {}).get("page"):

@@ -201,7 +201,8 @@ def vacuum(output: str, keep: timedelta = KEEP, *, dry_run: bool = False) -> Vac
         run = _run_of(item.name)
         if run is not None or item.name.rsplit("/", 1)[-1].startswith(_UNFINISHED):
             aged = item.modified is not None and item.modified < limit
-            if run is not None and not aged and int(run) >= epoch:
+            # A run writes what it has to do once, when it starts, and may be at work for longer than is kept.
+            if run is not None and int(run) >= epoch:
                 young.add(run)
             elif run is not None or aged:
                 old.append(item)

@@ -87,6 +87,19 @@ def test_back_and_back_again(tmp_path: Path, store: str) -> None:
     assert gate.load(store).id == ids[1]
 
 
+def test_a_hold_is_laid_on_the_gate_in_force_and_lifted_by_hand(tmp_path: Path, store: str) -> None:
+    place = _made(tmp_path, 1.0)
+    gate_store.promote(store, place, reason="begin")
+    assert gate_store.rollback(store, to=_id(place), reason="wait", held=True).held
+    with pytest.raises(ConfigurationError, match="in force already"):
+        gate_store.rollback(store, to=_id(place), reason="wait", held=True)
+    change = gate_store.promote(store, place, reason="go on")
+    assert (change.gate_id, change.reason, change.held) == (_id(place), "go on", False)
+    history = gate_store.read(store)
+    assert [one.action for one in history.changes] == ["promote", "rollback", "promote"]
+    assert history.withdrawn == frozenset()
+
+
 def test_of_two_at_once_one_is_told(tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = (_made(tmp_path, cutoff) for cutoff in (1.0, 2.0, 3.0))
     gate_store.promote(store, first, reason="begin")

@@ -83,6 +83,16 @@ def test_other_bytes_and_photographs_that_are_away_tell_nothing(changed: dict[st
     assert (moved.compared, moved.largest, moved.lost, moved.definition, moved.passed) == (100, 0.0, 0, False, True)
 
 
+@pytest.mark.parametrize(("away", "passed"), [(50, True), (51, False)])
+def test_a_store_that_withholds_most_of_them_is_an_alarm(away: int, passed: bool) -> None:
+    denied = {"sha256": None, "lapm": None, "error_code": "denied"}
+    moved = _compared(_rows(KNOWN, changed=dict.fromkeys(range(away), denied)))
+    assert (moved.away, moved.passed) == (away, passed)
+    if not passed:
+        assert canary.said([moved]) == "51 photographs could not be read, only 50 of lapm be compared"
+        assert "credentials" in canary.remedy([moved])
+
+
 def test_photographs_that_were_not_scored_again_tell_nothing() -> None:
     assert _compared(_rows(KNOWN[:40])).compared == 40
 

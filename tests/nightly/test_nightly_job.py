@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import without_ray
+from job_helpers import Silent
 from nights_here import METRIC, Nights, rows_of, state_of
 
 from qualitygate.calibration import gate, gate_store
@@ -374,6 +375,28 @@ def test_photographs_of_a_night_that_never_ended_are_judged_with_the_next(
     assert after.steps["calibrate"]["left_out"]["untrusted"] == 80
 
 
+def test_photographs_that_were_scored_by_hand_pass_no_guardrail_unseen(nights: Nights) -> None:
+    nights.add("n2", 60, extra_blur=2.5)
+    by_hand = settings.of_score(nights.config("n2")).model_copy(update={"input": str(nights.root / "in")})
+    run_id = scoring.run(by_hand, Silent()).run_id
+    night = nights.run("n2").night
+    assert (night.steps["drift"]["rows"], night.steps["drift"]["by_hand"]) == (60, [run_id])
+    assert (night.state, nights.failed("n2")) == ("refused", ["drift"])
+    assert "1 runs of 'score'" in _printed(night)
+    nights.add("n3", 60)
+    after = nights.run("n3").night
+    assert (after.steps["drift"]["by_hand"], after.steps["drift"]["reference"]) == ([], FIRST)
+    assert after.steps["calibrate"]["left_out"]["untrusted"] == 60
+
+
+def test_nobody_vouches_for_a_night_whose_record_is_gone(nights: Nights) -> None:
+    nights.add("n2", 60, extra_blur=2.5)
+    assert nights.run("n2").night.state == "refused"
+    shutil.rmtree(Path(record.place(nights.output, "n2")))
+    nights.add("n3", 60)
+    assert nights.run("n3").night.steps["drift"]["reference"] == FIRST
+
+
 # ---- the lock ----------------------------------------------------------------------------------------------
 
 
@@ -537,7 +560,10 @@ def test_a_canary_whose_photographs_are_gone_is_drawn_anew(nights: Nights) -> No
     night = nights.run("n2").night
     assert night.steps["canary"]["compared"] == 5
     (check,) = [check for check in night.checks if check.name == "canary"]
-    assert (check.passed, check.said) == (True, "5 of 20 photographs scored as before, the others are gone or changed")
+    assert (check.passed, check.said) == (
+        True,
+        "5 of 20 photographs scored as before, the others are gone or changed; most of it is: a new one is drawn",
+    )
     assert night.steps["upkeep"]["canary"] == 20
     nights.add("n3", 10)
     assert nights.run("n3").night.steps["canary"]["compared"] == 20

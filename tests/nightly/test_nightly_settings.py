@@ -80,7 +80,10 @@ def test_a_wrong_key_is_named(part: str, given: dict[str, Any], said: str) -> No
     [
         ("06:30", datetime(2026, 11, 24, 6, 30, tzinfo=UTC)),
         ("22:31", datetime(2026, 11, 23, 22, 31, tzinfo=UTC)),
-        ("22:30", datetime(2026, 11, 24, 22, 30, tzinfo=UTC)),
+        # Shortly after it has come, it is not tomorrow's.
+        ("22:30", datetime(2026, 11, 23, 22, 30, tzinfo=UTC)),
+        ("16:31", datetime(2026, 11, 23, 16, 31, tzinfo=UTC)),
+        ("16:29", datetime(2026, 11, 24, 16, 29, tzinfo=UTC)),
         ("2026-11-24T06:30+01:00", datetime(2026, 11, 24, 5, 30, tzinfo=UTC)),
         ("2026-11-24T06:30", datetime(2026, 11, 24, 6, 30, tzinfo=UTC)),
         ("2026-11-24T06:30:15Z", datetime(2026, 11, 24, 6, 30, 15, tzinfo=UTC)),

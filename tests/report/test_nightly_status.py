@@ -66,7 +66,7 @@ def test_a_night_that_was_refused_last_is_a_problem_with_its_reasons(tmp_path: P
     maker.write(tmp_path, [maker.night(0, "promoted", None, 1), maker.night(1, "refused", 1, 1)])
     found, part = _read(tmp_path, _at(1, hours=1))
     (problem,) = found.problems
-    assert problem == f"nightly: night 2026-01-06 was refused, gate {maker.gate(1)} stays in force: {maker.DRIFT}"
+    assert problem == f"nightly: night 2026-01-06 was refused: {maker.DRIFT}"
     assert part.good == _at(0)
 
 
@@ -74,7 +74,7 @@ def test_a_night_that_was_refused_last_is_a_problem_with_its_reasons(tmp_path: P
     ("minutes", "released", "night", "problem"),
     [
         (5, False, maker.name(1), None),
-        (-5, False, maker.name(1), "its lock has expired: it was killed; see its log"),
+        (-5, False, maker.name(1), "nobody holds its lock: it was killed; see its log"),
         (-5, True, maker.name(1), "night 2026-01-06 failed or was stopped; see its log"),
         (5, False, maker.name(0), "has begun and not ended, and is not at work"),
         (None, False, "", "has begun and not ended, and is not at work"),
