@@ -370,6 +370,10 @@ class RowScorer:
         previous = request.previous
         if not previous or previous["sha256"] != digest or previous["box"] != request.box:
             return self._metrics
+        if previous["status"] != "error":
+            # The run that judged these bytes first: scored again they are no new photograph, and what a nightly job
+            # thinks of that run's goes for them, too.
+            row["run_id"] = previous["run_id"]
         for name in previous:
             # Metrics of the table that this run doesn't ask for keep their scores.
             if scores.state_column(name) in previous and name not in self._fingerprints:

@@ -56,6 +56,8 @@ def test_a_backfill_scores_only_what_is_absent_and_keeps_metrics_it_was_not_aske
     assert second["lapv"] == first["lapv"]
     assert second["lapv_fingerprint"] == first["lapv_fingerprint"]
     assert second["wavs_state"] == "ok"
+    # It is no photograph of this run, whose bytes are judged as new ones.
+    assert (first["run_id"], second["run_id"]) == ("one", "one")
 
 
 def test_other_bytes_or_another_box_keep_nothing(file: Path, tmp_path: Path) -> None:
@@ -69,6 +71,7 @@ def test_other_bytes_or_another_box_keep_nothing(file: Path, tmp_path: Path) -> 
     replaced = _score(other, scorer, previous=first)
     assert replaced["sha256"] != first["sha256"]
     assert replaced.get("lapv") is None
+    assert replaced["run_id"] == "two"
 
 
 def test_scores_survive_a_failure_that_may_pass_and_no_other(file: Path) -> None:
