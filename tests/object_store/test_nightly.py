@@ -111,7 +111,13 @@ def project(bucket: str, put: Put, tmp_path: Path) -> Project:
 
 @pytest.fixture
 def one_ray(server: seaweedfs.Server, environment: None) -> Iterator[None]:
-    """One Ray for all nights of a test, as on a cluster: a night starts none of its own then."""
+    """One Ray for all nights of a test, as on a cluster: a night starts none of its own then.
+
+    Another test's, if it is still there, would be used in its place, and doesn't know the store's credentials.
+    """
+    import ray
+
+    ray.shutdown()
     with session.connect("local"):
         yield
 
