@@ -365,6 +365,11 @@ class _Job:
         return {"deadline": False, "by_status": stats["manifest"]["by_status"]}
 
     @cached_property
+    def _runs(self) -> list[str]:
+        """Every run that the table's rows name, after scoring: each look passes over the whole table."""
+        return windows.runs(self._output)
+
+    @cached_property
     def _others(self) -> list[Night]:
         """All other nights; under the lock nobody changes them, and each is a request to the store."""
         return [night for night in record.all_of(self._output) if night.night != self.night.night]
@@ -387,7 +392,7 @@ class _Job:
         untrusted = [night for night in others if night.night not in trusted]
         # Nobody vouches for a night whose record is gone.
         recorded = {self.night.run_id, *(night.run_id for night in others)}
-        lost = [run for run in windows.runs(self._output) if run.startswith(record.RUN) and run not in recorded]
+        lost = [run for run in self._runs if run.startswith(record.RUN) and run not in recorded]
         return [*(run for night in untrusted for run in (night.run_id, *_by_hand(night))), *lost]
 
     def _by_hand_since(self) -> list[str]:
@@ -399,7 +404,7 @@ class _Job:
         if not ended:
             return []
         known = {run for night in ended for run in night.steps["drift"]["runs"]}
-        return [run for run in windows.runs(self._output) if not run.startswith(record.RUN) and run not in known]
+        return [run for run in self._runs if not run.startswith(record.RUN) and run not in known]
 
     def _set_aside(self) -> list[str]:
         """Runs whose photographs count for nothing: a gate made of them is one for what nobody wanted."""
@@ -435,7 +440,7 @@ class _Job:
             "failed": found.failed,
             "unfinished": [night.night for night in unfinished],
             "by_hand": by_hand,
-            "runs": windows.runs(self._output),
+            "runs": self._runs,
             "reference": len(found.reference) if found.reference is not None else 0,
             "changes": [asdict(one) for one in changes],
             "drifted": sum(one.word == drift.DRIFTED for one in changes),
@@ -682,14 +687,17 @@ def _is_sound(checks: Sequence[Check]) -> bool:
 
 def _judged(night: Night) -> Sequence[str]:
     """Unfinished nights whose photographs a night has judged with its own."""
-    found: Sequence[str] = night.steps.get("drift", {}).get("unfinished", ())
+    return _beside_its_own(night, "unfinished")
+
+
+def _beside_its_own(night: Night, kind: str) -> Sequence[str]:
+    found: Sequence[str] = night.steps.get("drift", {}).get(kind, ())
     return found
 
 
 def _by_hand(night: Night) -> Sequence[str]:
     """Runs of 'score' by hand whose photographs a night has judged with its own."""
-    found: Sequence[str] = night.steps.get("drift", {}).get("by_hand", ())
-    return found
+    return _beside_its_own(night, "by_hand")
 
 
 def _copy(source: str, target: str) -> None:

@@ -49,8 +49,7 @@ def _photographs(folder: Path) -> None:
 @pytest.mark.cluster
 def test_what_ray_exports_is_what_the_record_says(tmp_path: Path, ray_session: Any) -> None:
     port = ray_session.nodes()[0]["MetricsExportPort"]
-    if port <= 0:
-        pytest.skip("Ray without its metrics agent: install ray[default] (the extra dev)")
+    assert port > 0, "Ray without its metrics agent: install ray[default] (the extra dev)"
     _photographs(tmp_path / "in")
     output, file = tmp_path / "out", tmp_path / "run.prom"
     config = ScoreConfig(
