@@ -132,7 +132,7 @@ def _open_file(database: "duckdb.DuckDBPyConnection", location: str, role: str, 
         if not storage.is_local(location):
             local = str(scratch / (view + Path(location).suffix.lower()))
             storage.download(location, local)
-        relation = manifest._reader(local)
+        relation = manifest.reader(local)
         if relation is None:
             raise ConfigurationError(f"{name} is empty; give a table with a header and rows")
         database.execute(f"CREATE VIEW {identifier(view)} AS SELECT * FROM {relation}")

@@ -129,7 +129,7 @@ def _check(config: StudyConfig) -> None:
     for name in config.architectures:
         models.check_name(name)
         # Fails here, not in the first run, where the photographs are too small for a network.
-        models._check_size(name, config.image_size)
+        models.check_size(name, config.image_size)
 
 
 def _weights(config: StudyConfig) -> Weights:

@@ -1,16 +1,14 @@
 """What `qualitygate calibrate` and `qualitygate gate` say in the terminal."""
 
-import shutil
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from qualitygate.calibration import apply, calibrate
 from qualitygate.report import wording
+from qualitygate.report.terminal import number, rendered
 from qualitygate.tables import storage
 
 _CONTESTANTS = {
@@ -53,7 +51,7 @@ def of_run(result: calibrate.Result) -> str:
     where = storage.join(result.output, "gate.json")
     applied = "" if result.refusal else f"; 'qualitygate gate --scores ... --gate {where}' applies it"
     parts.append(f"gate {result.gate.id}: {where}{applied}")
-    return _rendered(*parts)
+    return rendered(*parts)
 
 
 def of_gate(result: apply.Result) -> str:
@@ -86,7 +84,7 @@ def of_gate(result: apply.Result) -> str:
         lines.append(f"UNTRAINED: {', '.join(stats['untrained'])}: these decisions mean nothing")
     lines.append(f"accepted:  {storage.join(result.output, apply.ACCEPTED)}")
     lines.append(f"decisions: {storage.join(result.output, apply.DECISIONS)}")
-    return _rendered("\n".join(lines))
+    return rendered("\n".join(lines))
 
 
 def _methods(methods: Mapping[str, Any], untrained: Sequence[str]) -> Table:
@@ -99,8 +97,8 @@ def _methods(methods: Mapping[str, Any], untrained: Sequence[str]) -> Table:
             f"{name} (UNTRAINED)" if name in untrained else name,
             one["direction"],
             one["status"] if one["status"] != "ok" or one["rule"] == "crossing" else f"ok, {one['rule']}",
-            _number(one["cutoff"]),
-            f"{_number(interval[0])} to {_number(interval[1])}" if interval else "-",
+            number(one["cutoff"]),
+            f"{number(interval[0])} to {number(interval[1])}" if interval else "-",
             "-" if one["auroc"] is None else f"{one['auroc']:.3f}",
             "-" if one["p_value_holm"] is None else f"{one['p_value_holm']:.2g}",
             "-" if one["share_single_crossing"] is None else f"{one['share_single_crossing']:.0%}",
@@ -133,10 +131,6 @@ def _comparison(compared: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
-
-
 def _share(estimate: Mapping[str, Any]) -> str:
     if estimate["mean"] is None:
         return "-"
@@ -150,13 +144,3 @@ def _points(estimate: Mapping[str, Any]) -> str:
     interval = estimate["interval"]
     shown = f" [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]" if interval else ""
     return f"{100 * estimate['mean']:+.1f}{shown} points"
-
-
-def _rendered(*parts: Any) -> str:
-    buffer = StringIO()
-    # Into a buffer rich can't ask the terminal for its width; a pipe gets a width that fits a wide table.
-    width = max(80, shutil.get_terminal_size((120, 24)).columns)
-    console = Console(file=buffer, width=width, highlight=False, markup=False, emoji=False)
-    for part in parts:
-        console.print(part)
-    return buffer.getvalue()

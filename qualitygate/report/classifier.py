@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from rich import box
 from rich.table import Table
 
-from qualitygate.report import summary
+from qualitygate.report.terminal import rendered
 
 # Of a long training, the first and the last few epochs tell the story.
 _FIRST, _LAST = 2, 5
@@ -31,7 +31,7 @@ def of_training(result: Any) -> str:
     if rows["unreadable"]:
         lines.insert(1, f"left out: {_counted(rows['unreadable'])}")
     lines.append(f"next:  qualitygate predict --weights {result.output} --input LABELLED-MANIFEST --output DIR")
-    return summary._rendered(_epochs(result.history), *lines)
+    return rendered(_epochs(result.history), *lines)
 
 
 def _epochs(history: list[dict[str, Any]]) -> Table:
@@ -79,7 +79,7 @@ def of_prediction(result: Any) -> str:
             "refuses them, or leaves them out with --drop-trained"
         )
     lines.append(f"table:  {result.output}/predictions.parquet, model fingerprint {made['model_fingerprint']}")
-    return summary._rendered(_by_label(rows), *lines)
+    return rendered(_by_label(rows), *lines)
 
 
 def _by_label(rows: pa.Table) -> Table:

@@ -6,7 +6,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from qualitygate.report import summary, wording
+from qualitygate.report import wording
+from qualitygate.report.terminal import rendered
 
 _DEAR_HOURS = 24.0
 
@@ -40,7 +41,7 @@ def of_score_plan(plan: Mapping[str, Any]) -> str:
         if metrics[name]["gpu_hours"] and metrics[name]["cpu_hours"] / cores > _DEAR_HOURS
     ]
     parts += [f"note: {message}" for message in plan["messages"]]
-    return summary._rendered(*parts)
+    return rendered(*parts)
 
 
 def of_night_plan(plan: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from qualitygate.calibration.gate import Gate
 from qualitygate.calibration.gate_store import Change, Difference, History
 from qualitygate.report import wording
-from qualitygate.report.calibration import _number, _rendered
+from qualitygate.report.terminal import number, rendered
 from qualitygate.tables import storage
 
 
@@ -28,7 +28,7 @@ def of_history(history: History) -> str:
     said = f"in force: gate {history.current.gate_id} in {storage.join(store, history.current.gate_id)}"
     if history.current.held:
         said += "; HELD: no nightly job promotes until somebody does by hand"
-    return _rendered(table, said)
+    return rendered(table, said)
 
 
 def of_change(change: Change) -> str:
@@ -49,7 +49,7 @@ def of_differences(old: Gate, new: Gate, found: Sequence[Difference]) -> str:
         table.add_row(
             wording.method(one.method),
             str(status).replace("None", "absent"),
-            _pair(*(_number(value) for value in one.cutoff)),
+            _pair(*(number(value) for value in one.cutoff)),
             _pair(*(_interval(value) for value in one.interval)),
             moved + ("" if one.within is not False else ", past both intervals"),
         )
@@ -59,7 +59,7 @@ def of_differences(old: Gate, new: Gate, found: Sequence[Difference]) -> str:
     for title, key in (("photographs", "manifest"), ("classifier", "classifier"), ("scores", "fingerprints")):
         if old.content.get(key) != new.content.get(key):
             lines.append(f"other {title}")
-    return _rendered(f"gate {old.id} -> gate {new.id}", table, "\n".join(lines))
+    return rendered(f"gate {old.id} -> gate {new.id}", table, "\n".join(lines))
 
 
 def _pair(old: str, new: str) -> str:
@@ -67,7 +67,7 @@ def _pair(old: str, new: str) -> str:
 
 
 def _interval(value: Sequence[float] | None) -> str:
-    return "-" if value is None else f"{_number(value[0])} to {_number(value[1])}"
+    return "-" if value is None else f"{number(value[0])} to {number(value[1])}"
 
 
 def _plain(value: Any) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qualitygate.report.calibration import _rendered
+from qualitygate.report.terminal import rendered
 from qualitygate.tables import storage
 
 _ENDS = {
@@ -69,4 +69,4 @@ def of_night(night: Mapping[str, Any]) -> str:
     lines.append(f"gate:        {in_force or 'none is in force'}")
     if page := steps.get("report", {}).get("page"):
         lines.append(f"report:      {page}")
-    return _rendered("\n".join(lines))
+    return rendered("\n".join(lines))

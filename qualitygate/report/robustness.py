@@ -7,7 +7,8 @@ from typing import Any, Protocol
 from rich import box
 from rich.table import Table
 
-from qualitygate.report import summary
+from qualitygate.report import terminal
+from qualitygate.report.terminal import rendered
 
 # The second interpolation stands in table1.md: a terminal has no room for it.
 _NUISANCES = {"crop_corner": "crop, corner", "crop_centre": "crop, centre", "rotation": "rotation"}
@@ -35,10 +36,10 @@ def of_run(result: Finished) -> str:
         f"table:   {result.output}/table1.md, every value in robustness.parquet, the record in robustness.json",
         *(f"look at: {result.output}/{picture}" for picture in document["figures"].values()),
     ]
-    return summary._rendered(
+    return rendered(
         _correlations(document),
         _effects(document),
-        *(textwrap.fill(line, summary._width(), subsequent_indent="  ", break_on_hyphens=False) for line in said),
+        *(textwrap.fill(line, terminal.width(), subsequent_indent="  ", break_on_hyphens=False) for line in said),
     )
 
 

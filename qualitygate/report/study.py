@@ -8,7 +8,8 @@ import pyarrow as pa
 from rich import box
 from rich.table import Table
 
-from qualitygate.report import summary
+from qualitygate.report import terminal
+from qualitygate.report.terminal import rendered
 from qualitygate.training import paper
 from qualitygate.training.results import OK
 from qualitygate.training.study_report import WORDS, cells_of, shown_spread
@@ -84,7 +85,7 @@ def of_run(result: Finished) -> str:
     parts += [f"note: {message}" for message in (*result.messages, *result.judgement.caveats)]
     parts.append(f"tables:   {result.output}/table2.md, table3.md (and .csv); every run in runs.parquet")
     parts.append(f"verdicts: {result.output}/verdicts.md, with each statistic and why")
-    return summary._rendered(*(_folded(part) if isinstance(part, str) else part for part in parts))
+    return rendered(*(_folded(part) if isinstance(part, str) else part for part in parts))
 
 
 def of_subsets(drawn: Drawn) -> str:
@@ -98,7 +99,7 @@ def of_subsets(drawn: Drawn) -> str:
         *(_folded(f"note: {message}") for message in drawn.messages),
         f"index: {drawn.index}",
     ]
-    return summary._rendered(*parts)
+    return rendered(*parts)
 
 
 def of_plan(plan: Mapping[str, Any]) -> str:
@@ -118,7 +119,7 @@ def of_plan(plan: Mapping[str, Any]) -> str:
         lines += [f"  {name}: {rate:.1f} images/s a core" for name, rate in plan["cpu_rates"].items()]
     lines.append("decoding, start-up and checkpoints come on top")
     lines += [f"note: {message}" for message in plan["messages"]]
-    return summary._rendered(*(_folded(line) for line in lines))
+    return rendered(*(_folded(line) for line in lines))
 
 
 def _hours(hours: float) -> str:
@@ -129,7 +130,7 @@ def _hours(hours: float) -> str:
 
 def _folded(text: str) -> str:
     return "\n".join(
-        textwrap.fill(line, summary._width(), subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+        textwrap.fill(line, terminal.width(), subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
         for line in text.splitlines()
     )
 

@@ -1,36 +1,16 @@
 """What a person reads in the terminal: how a run ended, and what the metrics are."""
 
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from qualitygate.metrics import CATALOGUE, catalogue
+from qualitygate.report.terminal import number, rendered, width
 
 # Columns of a terminal that the whole table of metrics needs.
 _WIDE = 150
-
-
-def _rendered(*parts: Any, width: int | None = None) -> str:
-    buffer = StringIO()
-    # Into a buffer rich can't ask the terminal for its width; a pipe gets a width that fits a wide table.
-    console = Console(file=buffer, width=width or _width(), highlight=False, markup=False, emoji=False)
-    for part in parts:
-        console.print(part)
-    return buffer.getvalue()
-
-
-def _width() -> int:
-    import shutil
-
-    return max(80, shutil.get_terminal_size((120, 24)).columns)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
 
 
 def of_run(stats: Mapping[str, Any], output: str) -> str:
@@ -49,14 +29,14 @@ def of_run(stats: Mapping[str, Any], output: str) -> str:
         spared = ", ".join(f"{name} for {found['left_out']:,}" for name, found in counts if found["left_out"])
         lines.append(f"left out, because gate {stats['lazy']['gate_id']} had decided: {spared or 'nothing'}")
     lines.append(f"table:  {output}/scores (Delta Lake; 'qualitygate export' writes Parquet or CSV)")
-    return _rendered(metric_ranges(stats["metrics"], untrained=stats.get("untrained", ())), *lines)
+    return rendered(metric_ranges(stats["metrics"], untrained=stats.get("untrained", ())), *lines)
 
 
 def of_demo(stats: Mapping[str, Any], correlations: Mapping[str, float]) -> str:
     """The demo's table: each metric's range and its rank correlation with the true blur, counts by status."""
     column = {"Spearman with true blur": {name: f"{value:+.3f}" for name, value in correlations.items()}}
     status = ", ".join(f"{count:,} {status}" for status, count in stats["manifest"]["by_status"].items())
-    return _rendered(metric_ranges(stats["metrics"], column), f"status: {status}\n")
+    return rendered(metric_ranges(stats["metrics"], column), f"status: {status}\n")
 
 
 def metric_ranges(
@@ -77,9 +57,9 @@ def metric_ranges(
         table.add_row(
             f"{name} (UNTRAINED: no quality)" if name in untrained else name,
             direction,
-            _number(found["median"]),
-            _number(found["min"]),
-            _number(found["max"]),
+            number(found["median"]),
+            number(found["min"]),
+            number(found["max"]),
             f"{done:,}",
             f"{sum(found['states'].values()) - done:,}",
             *(column.get(name, "-") for column in (extra or {}).values()),
@@ -116,7 +96,7 @@ def describe_metrics(backend: Literal["native", "pyiqa"]) -> list[dict[str, Any]
 
 def metrics_table(described: Sequence[Mapping[str, Any]]) -> str:
     """The same for people; a narrow terminal gets the columns that fit it."""
-    wide = _width() >= _WIDE
+    wide = width() >= _WIDE
     titles = ("metric", "better", "range", "unit", "present", "v", "device", "code", "parameters", "reference")
     shown = len(titles) if wide else titles.index("v")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -137,4 +117,4 @@ def metrics_table(described: Sequence[Mapping[str, Any]]) -> str:
             metric["reference"],
         )
         table.add_row(*cells[:shown])
-    return _rendered(table, *([] if wide else [f"More in a terminal of {_WIDE} columns, or with --json."]))
+    return rendered(table, *([] if wide else [f"More in a terminal of {_WIDE} columns, or with --json."]))

@@ -1,13 +1,12 @@
 """What `qualitygate weights` says in the terminal."""
 
 from collections.abc import Sequence
-from io import StringIO
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from qualitygate.metrics.weights import Checked, Fetched, Listed
+from qualitygate.report.terminal import rendered
 
 WIDTH = 160  # licences and addresses are long, and are to be copied whole
 
@@ -27,7 +26,7 @@ def of_listing(listed: Sequence[Listed]) -> str:
             one.license,
             one.where,
         )
-    return _rendered(table)
+    return rendered(table, columns=WIDTH)
 
 
 def of_fetch(fetched: Fetched) -> str:
@@ -43,9 +42,3 @@ def of_verification(checked: Sequence[Checked]) -> str:
 
 def _head(sha256: str | None) -> str:
     return "-" if sha256 is None else sha256 if len(sha256) <= 12 else f"{sha256[:12]}..."
-
-
-def _rendered(table: Table) -> str:
-    buffer = StringIO()
-    Console(file=buffer, width=WIDTH, highlight=False, markup=False, emoji=False).print(table)
-    return buffer.getvalue()

@@ -141,7 +141,7 @@ def read(source: str, extras: Sequence[str] = (), *, limit: int | None = None) -
             local = str(Path(scratch) / ("manifest" + Path(source).suffix.lower()))
             storage.download(source, local)
         with connect() as database:
-            relation = _reader(local)
+            relation = reader(local)
             types = {row[0]: row[1] for row in database.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall()}
             columns = ", ".join(f"{_text(name, types)} AS {identifier(name)}" for name in extras)
             limited = f"LIMIT {int(limit)}" if limit is not None else ""
@@ -338,7 +338,7 @@ def _normalise_table(local: str, source: str, spool: Path, limit: int | None) ->
     name = storage.redact(source)
     with connect() as database:
         try:
-            relation = _reader(local)
+            relation = reader(local)
             described = database.sql(f"DESCRIBE SELECT * FROM {relation}").fetchall() if relation else []
         except (duckdb.Error, UnicodeDecodeError, csv.Error) as error:
             raise ConfigurationError(f"manifest {name!r} can't be read as a table: {_reason(error)}") from error
@@ -372,7 +372,7 @@ def _reason(error: Exception) -> str:
     return " ".join(" ".join(str(error).splitlines()[:3]).split())[:300]
 
 
-def _reader(path: str) -> str | None:
+def reader(path: str) -> str | None:
     """A table function that reads the file; None for a CSV file without a header."""
     lowered = path.lower()
     if lowered.endswith(".parquet"):

@@ -63,7 +63,7 @@ def build(architecture: str, classes: int, *, image_size: int, seed: int = 0, st
     check_name(architecture)
     if classes < 2:
         raise ConfigurationError(f"a classifier needs 2 classes at least, not {classes}")
-    _check_size(architecture, image_size)
+    check_size(architecture, image_size)
     if state is not None:
         _check_fit(architecture, classes, image_size, state)
     with torch.random.fork_rng(devices=[]):
@@ -136,7 +136,7 @@ def _head(architecture: str) -> list[str]:
     return [name for name in few if few[name].shape != more[name].shape]
 
 
-def _check_size(architecture: str, image_size: int) -> None:
+def check_size(architecture: str, image_size: int) -> None:
     """Run shapes through the network: cheap, and says at once what would fail after all has been decoded."""
     try:
         model = _described(architecture, 2, image_size).eval()
