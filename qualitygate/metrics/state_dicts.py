@@ -71,7 +71,7 @@ def _no_format(head: bytes) -> str:
         return "is a Git LFS pointer, not the file it points to: run 'git lfs pull'"
     if head.lstrip()[:1] == b"<":
         return "is a web page, not weights: something between here and the publisher answered in its place"
-    return "is neither a torch file nor safetensors: it is truncated, damaged or something else"
+    return "is neither a torch file nor safetensors: it is truncated, damaged or something else; fetch or copy it again"
 
 
 def _read_torch(path: Path, form: Format) -> Any:
