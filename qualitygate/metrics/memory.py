@@ -1,9 +1,11 @@
 """What every scorer on tensors does about memory: photographs uploaded once, lack of it recognised, a lost GPU too."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from qualitygate.errors import DeviceLost
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics.metric import Device
 
@@ -50,6 +52,21 @@ def is_device_lost(error: BaseException) -> bool:
     fails; only a new process gets the GPU back. What CUDA says is taken for that unless it is known to be less.
     """
     return any(_ends_the_context(one) for one in _chain(error))
+
+
+@contextmanager
+def telling_of_a_lost_gpu(during: str) -> Iterator[None]:
+    """Raises DeviceLost, in one line with the remedy, where what is done inside leaves the process without its GPU."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DeviceLost) or not is_device_lost(error):
+            raise
+        said = f"{error}".partition("\n")[0][:200]
+        raise DeviceLost(
+            f"this process has lost its GPU, as noticed by {during} ({type(error).__name__}: {said}); "
+            "start it again, and look at the driver's log (dmesg, Xid) should it come back"
+        ) from error
 
 
 def _lacks_memory(error: BaseException) -> bool:

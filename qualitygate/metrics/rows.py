@@ -182,7 +182,10 @@ class RowScorer:
         self._plan = plan
         self._run_id = run_id
         self._metrics = plan.selected()
-        self._scorers: dict[str, Scorer] = {metric.name: metric.load(plan.device) for metric in self._metrics}
+        self._scorers: dict[str, Scorer] = {}
+        for metric in self._metrics:
+            with self._telling(f"{metric.name}'s load"):
+                self._scorers[metric.name] = metric.load(plan.device)
         self._fingerprints = plan.fingerprints()
         self._seconds: dict[str, float] = defaultdict(float)
         # Photographs may be fetched and prepared in several threads.
@@ -400,19 +403,15 @@ class RowScorer:
         if not photographs:
             return []
         try:
-            with self._timed(metric.name):
+            with self._timed(metric.name), self._telling(metric.name):
                 found = self._scorers[metric.name](photographs)
+        except DeviceLost:
+            raise
         except MemoryError:
             if len(photographs) == 1:
                 size = _size(photographs[0])
                 return [Failure(ErrorCode.OUT_OF_MEMORY, f"{metric.name}: no memory for {size}")]
         except Exception as error:
-            if self._lost(error):
-                said = f"{error}".partition("\n")[0][:200]
-                raise DeviceLost(
-                    f"this process has lost its GPU, as noticed by {metric.name} ({type(error).__name__}: {said}); "
-                    "start it again, and look at the driver's log (dmesg, Xid) should it come back"
-                ) from error
             # A scorer promises not to raise. If one does, that is our bug, but no reason to lose the run.
             if len(photographs) == 1:
                 logger.exception("%s raised for a photograph of %s", metric.name, _size(photographs[0]))
@@ -421,12 +420,13 @@ class RowScorer:
             return [_finite(metric, score) for score in found]
         return [score for photograph in photographs for score in self._scores(metric, [photograph])]
 
-    def _lost(self, error: Exception) -> bool:
+    def _telling(self, during: str) -> AbstractContextManager[None]:
+        """Raises DeviceLost where the GPU is lost inside; a CPU has none to lose."""
         if self._plan.device != "cuda":
-            return False
-        from qualitygate.metrics.memory import is_device_lost
+            return nullcontext()
+        from qualitygate.metrics.memory import telling_of_a_lost_gpu
 
-        return is_device_lost(error)
+        return telling_of_a_lost_gpu(during)
 
     def _store(self, row: Row, metric: Metric, score: Score) -> None:
         row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])

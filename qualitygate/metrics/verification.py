@@ -57,8 +57,15 @@ class Verification:
 def run(config: VerifyConfig, progress: Callable[[int], None] = lambda _: None) -> Verification:
     """Score the photographs both ways, compare, and write the file. `progress` is told how many more are done.
 
-    Raises ConfigurationError where there is nothing to compare.
+    Raises ConfigurationError where there is nothing to compare, DeviceLost where the GPU fails.
     """
+    from qualitygate.metrics.memory import telling_of_a_lost_gpu
+
+    with telling_of_a_lost_gpu("verify"):
+        return _run(config, progress)
+
+
+def _run(config: VerifyConfig, progress: Callable[[int], None]) -> Verification:
     parameters = Parameters(weights=config.weights, untrained=config.untrained)
     names = _networks(config, parameters)
     parameters = pinned(names, parameters)
