@@ -211,7 +211,11 @@ def score(
     untrained: Annotated[bool | None, typer.Option("--untrained", help="Random networks, to try the plumbing.")] = None,
     workers: Annotated[int | None, typer.Option(help="Scoring workers; default: one a core.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Photographs a task, and at once on a GPU; default: by a measurement.")
+        int | None, typer.Option(help="Photographs that the networks get at once; default: 32, on a CPU 4.")
+    ] = None,
+    task_size: Annotated[
+        int | None,
+        typer.Option(help="Photographs a task, which is what a dying worker costs; default: by a measurement."),
     ] = None,
     measure: Annotated[
         bool | None, typer.Option(help="Time some photographs first, to choose how many make a task (default on).")

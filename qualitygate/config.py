@@ -38,7 +38,13 @@ class ScoreConfig(BaseModel):
     untrained: bool = Field(False, description="seeded random networks, to try the plumbing: scores mean nothing")
     workers: int | None = Field(None, ge=1, description="scoring workers; default: one a core, or as the GPUs allow")
     batch_size: int | None = Field(
-        None, ge=1, description="photographs a task, and at once on a GPU; default: by a measurement"
+        None,
+        ge=1,
+        description="photographs that the networks, and on a GPU the formulas, get at once; default: 32, "
+        "networks on a CPU 4",
+    )
+    task_size: int | None = Field(
+        None, ge=1, description="photographs a task, which is what a dying worker costs; default: by a measurement"
     )
     measure: bool = Field(True, description="time some photographs first, to choose how many make a task")
     gpus_per_worker: float = Field(1.0, gt=0, description="GPUs, or a fraction of one, for each worker on GPUs")

@@ -19,7 +19,7 @@ from qualitygate.images.decode import DecodePolicy
 from qualitygate.metrics import Parameters, by_cost, default_names, select, verification
 from qualitygate.metrics.metric import Device
 from qualitygate.metrics.networks import pinned, published
-from qualitygate.metrics.precision import worth_compiling
+from qualitygate.metrics.precision import worth_compiling, worth_warming
 from qualitygate.metrics.rows import Plan
 
 _MAX_BATCH = 32
@@ -72,6 +72,7 @@ class Pool:
     """The actor pool: how many workers, what each takes of the cluster, how many photographs a task.
 
     batch_size: photographs that networks are given at once. task: photographs a task, some batches of them.
+    warm_up: whether a worker's GPU is made ready, by made-up photographs, while the first ones are fetched and decoded.
     threads: of a worker's networks on a CPU. decoders: photographs that a worker decodes at a time, while its GPU is
     at work. prefetch: photographs whose bytes are on their way while one is decoded; None: by where they are.
     """
@@ -84,6 +85,7 @@ class Pool:
     threads: int = 1
     decoders: int = 1
     prefetch: int | None = None
+    warm_up: bool = False
 
     def __str__(self) -> str:
         said = f"{self.workers} worker{'s' * (self.workers > 1)}, tasks of {self.task} photographs"
@@ -206,7 +208,10 @@ def cost_on_cpu(networks: Sequence[str]) -> list[str]:
 
 
 def compiled(plan: Plan, pool: "Pool", rows: int) -> Plan:
-    """The plan with compiled networks where a GPU has enough photographs before it that compiling pays."""
+    """The plan with compiled networks where a GPU has enough photographs before it that compiling pays.
+
+    rows: of the whole run as far as it is known, not of a portion: what one portion compiles, the next ones read.
+    """
     if plan.device != "cuda" or not worth_compiling(rows, pool.workers):
         return plan
     return replace(plan, execution=replace(plan.execution, compiled=True))
@@ -263,13 +268,14 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
         threads=cores if networks and cluster.local else 1,
         decoders=decoders,
         prefetch=_prefetch(cost, decoders),
+        warm_up=bool(gpus) and worth_warming(rows, workers),
     )
 
 
 def _task(config: ScoreConfig, plan: Plan, batch: int, rows: int, workers: int, cost: Cost | None) -> int:
-    """Photographs a task: by the user's word a batch, else as many as make its fixed cost small."""
-    if config.batch_size is not None:
-        return batch
+    """Photographs a task: by the user's word, else as many as make its fixed cost small."""
+    if config.task_size is not None:
+        return min(config.task_size, config.commit_rows)
     if plan.device == "cuda":
         heavy = any(name.startswith("maniqa") for name in plan.metrics)
         wanted = batch * (_BATCHES_A_TASK_OF_MANIQA if heavy else _BATCHES_A_TASK_ON_GPU)

@@ -140,6 +140,8 @@ class WorkerSettings:
     decoders: int = 1
     # Photographs whose bytes are on their way; None: by where they are.
     prefetch: int | None = None
+    # Whether its GPU is made ready before the first photographs.
+    warm_up: bool = False
     # As the driver logs: Ray keeps what workers log in files of each node.
     log_format: str = logs.TEXT
 
@@ -164,6 +166,7 @@ class ScoringWorker:
         self._fetchers = ThreadPoolExecutor(fetchers, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
         self._waited: dict[str, float] = defaultdict(float)
+        self._cold = settings.warm_up
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         started = time.perf_counter()
@@ -201,6 +204,7 @@ class ScoringWorker:
         """In order; with several decoders the next ones are prepared while the networks have those before."""
         fetched = self._fetched_ahead(requests)
         if self._settings.decoders == 1:
+            self._warm_up()
             yield from map(self._prepare, fetched)
             return
         # A group's photographs are taken at once: the next group is to be decoded while the GPU has this one.
@@ -216,10 +220,19 @@ class ScoringWorker:
             # Bytes are waited for in here as well, before the next photograph can be handed to a decoder.
             with self._stalled(WAITING):
                 future = next(ahead, None)
-                prepared = future.result() if future else None
-            if prepared is None:
+            if future is None:
                 return
+            # Here the first photographs are being decoded, and nothing is watched yet.
+            self._warm_up()
+            with self._stalled(WAITING):
+                prepared = future.result()
             yield prepared
+
+    def _warm_up(self) -> None:
+        """Make the GPU ready, once in a worker's life."""
+        if self._cold:
+            self._cold = False
+            self._scorer.warm_up()
 
     @contextmanager
     def _stalled(self, *stages: str) -> Iterator[None]:
@@ -237,6 +250,8 @@ class ScoringWorker:
 
     def _with_care(self, requests: Sequence[Request]) -> list[Row]:
         rows = []
+        if requests:
+            self._warm_up()
         for request in requests:
             before = ray.get(self._journal.begin_image.remote(request.image_id))
             rows.append(self._one_with_care(request, before))

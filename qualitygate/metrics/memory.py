@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from qualitygate.errors import DeviceLost
@@ -93,6 +94,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         hidden = getattr(current, "inner_exception", None)
         shown = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
         current = hidden if isinstance(hidden, BaseException) else shown
+
+
+def made_up(count: int, side: int) -> list[Photograph]:
+    """Photographs of noise, each with pixels of its own to upload, to make a GPU ready with."""
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return [Photograph(noise) for _ in range(count)]
 
 
 def pixels(photograph: Photograph, device: Device) -> torch.Tensor:

@@ -416,6 +416,12 @@ class _Scorer:
                 scores |= zip((job.place for job in batch), found, strict=True)
         return [scores[place] for place in range(len(photographs))]
 
+    def warm_up(self) -> None:
+        """Score made-up photographs: a full batch of the encoder and an eighth, tokens without and with a mask."""
+        side = musiq_tokens.PATCH * math.isqrt(self._patches // 4)
+        self(memory.made_up(4, side))
+        self(memory.made_up(1, side) + memory.made_up(1, side - musiq_tokens.PATCH))
+
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
         """Photographs of like length together, the longest first, one size in a row, within the budget as it is."""
         waiting = sorted(jobs, key=lambda job: (-job.tokens, job.photograph.height, job.photograph.width))

@@ -28,7 +28,7 @@ from qualitygate.errors import RETRIED_CODES, DeviceLost, ErrorCode, Failure, Im
 from qualitygate.images.decode import Box, Decoded, DecodePolicy, decode
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import PUBLISHED, REFERENCE, Execution, Parameters, select
-from qualitygate.metrics.metric import Device, Metric, Score, Scorer
+from qualitygate.metrics.metric import Device, Metric, Score, Scorer, Warming
 from qualitygate.metrics.precision import check_gpu
 from qualitygate.tables import scores, storage
 
@@ -190,6 +190,24 @@ class RowScorer:
         self._seconds: dict[str, float] = defaultdict(float)
         # Photographs may be fetched and prepared in several threads.
         self._counting = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Make the GPU ready for the shapes that are to come; its time counts as `warm_up`. Nothing on a CPU.
+
+        What goes wrong but for the GPU's loss is left to the photographs, which say it better.
+        """
+        if self._plan.device != "cuda":
+            return
+        for name, scorer in self._scorers.items():
+            if not isinstance(scorer, Warming):
+                continue
+            try:
+                with self._timed("warm_up"), self._telling(f"{name}'s warm-up"):
+                    scorer.warm_up()
+            except DeviceLost:
+                raise
+            except Exception as error:
+                logger.warning("%s was not warmed up: %s: %s", name, type(error).__name__, error)
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds by stage since the last call."""

@@ -129,7 +129,7 @@ def test_a_worker_holds_few_large_photographs_and_many_small_ones(
     worker = workers.ScoringWorker.__new__(workers.ScoringWorker)
     worker._settings = workers.WorkerSettings(run_id="r", image_timeout_s=9, decoders=2)
     scorer = worker._scorer = workers.RowScorer(Plan(metrics=("lapm",)), run_id="r")
-    worker._at_once, worker._waited = 8, workers.defaultdict(float)
+    worker._at_once, worker._waited, worker._cold = 8, workers.defaultdict(float), False
     worker._watchdog = workers.Watchdog(60, lambda _: None)
     worker._fetchers, worker._decoders = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
     # Three photographs of 400 pixels a side, which are up to 406 wide.
