@@ -186,6 +186,10 @@ def score(
     ] = None,
     backend: Annotated[str | None, typer.Option(help="native, or pyiqa for comparison.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="strict, or nvjpeg: plain JPEGs on the GPU, where CPUs can't keep up, with other pixels."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the input's first N images.")] = None,
     longest_side: Annotated[int | None, typer.Option(help="Score at this resolution; default: native.")] = None,
     max_pixels: Annotated[

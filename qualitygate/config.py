@@ -21,6 +21,9 @@ class ScoreConfig(BaseModel):
     )
     backend: Literal["native", "pyiqa"] = Field("native", description="whose implementation computes the scores")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the pool of scoring workers runs")
+    decoder: Literal["strict", "nvjpeg"] = Field(
+        "strict", description="of JPEGs; nvjpeg: plain ones on the GPU, where CPUs can't keep up, with other pixels"
+    )
     limit: int | None = Field(None, ge=1, description="only the input's first N images")
     longest_side: int | None = Field(None, ge=16, description="score at this resolution; default: the photograph's own")
     max_pixels: int = Field(100_000_000, ge=1, description="larger photographs are too_large, by their header")

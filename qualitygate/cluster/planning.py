@@ -48,6 +48,8 @@ _VERSIONS = (
     "pi-heif",
     "deltalake",
     "pyarrow",
+    "torch",
+    "torchvision",
 )
 
 
@@ -130,11 +132,15 @@ def plan_scores(config: ScoreConfig) -> tuple[Plan, list[str]]:
             # What workers would refuse is refused before they start: another network's file, or one that runs code.
             metric.load("cpu")
     device: Device = "cuda" if config.device == "cuda" else "cpu"
+    if config.decoder == "nvjpeg" and device == "cpu":
+        raise ConfigurationError(
+            f"--decoder nvjpeg is for GPUs, and --device is {config.device}: add --device cuda, or leave it out"
+        )
     plan = Plan(
         metrics=tuple(metric.name for metric in metrics),
         backend=config.backend,
         device=device,
-        policy=DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side),
+        policy=DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side, decoder=config.decoder),
         max_bytes=config.max_bytes,
         parameters=pinned(tuple(metric.name for metric in metrics), parameters),
         lazy=vote,
@@ -187,6 +193,8 @@ def on_device(config: ScoreConfig, plan: Plan, cluster: session.Cluster) -> tupl
             raise ConfigurationError(
                 f"--precision fast: the Ray cluster has no GPU for {', '.join(plan.execution.fast)}; leave it out"
             )
+        if plan.policy.decoder == "nvjpeg":
+            raise ConfigurationError("--decoder nvjpeg: the Ray cluster has no GPU that could decode; leave it out")
         notes.append("the Ray cluster has no GPU: scoring on its CPUs")
     wanted = config.device == "cuda" or (config.device == "auto" and networks)
     plan = replace(plan, device="cuda" if wanted and cluster.gpus else "cpu")

@@ -450,6 +450,8 @@ def on_this_machine(plan: Plan, settings: WorkerSettings) -> Plan:
         if not torch.cuda.is_available():
             if plan.execution.fast:
                 raise ConfigurationError("--precision fast: a node to which Ray gives a GPU has no CUDA device")
+            if plan.policy.decoder == "nvjpeg":
+                raise ConfigurationError("--decoder nvjpeg: a node to which Ray gives a GPU has no CUDA device")
             logger.warning("no CUDA device on this node; scoring on its CPU")
             return replace(plan, device="cpu")
         if settings.gpu_share < 1:

@@ -10,6 +10,9 @@ from qualitygate.errors import DeviceLost
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics.metric import Device
 
+# What a photograph's pixels are called once they are there.
+ON_GPU = "pixels on the GPU"
+
 # Where torch has no exception of its own: its CPU allocator, oneDNN, cuBLAS, cuSOLVER, cuDNN (under two names); and
 # its own one, quoted by the compiler in whose hands memory ended.
 _OUT_OF_MEMORY = (
@@ -106,7 +109,7 @@ def pixels(photograph: Photograph, device: Device) -> torch.Tensor:
     """The photograph's pixels on the device, (H, W, 3) uint8; uploaded once for all metrics."""
     if device == "cpu":
         return torch.from_numpy(photograph.rgb)
-    return photograph.once("pixels on the GPU", lambda _: upload(torch.from_numpy(photograph.rgb), device))
+    return photograph.once(ON_GPU, lambda _: upload(torch.from_numpy(photograph.rgb), device))
 
 
 def upload(host: torch.Tensor, device: Device) -> torch.Tensor:

@@ -17,23 +17,27 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
 from qualitygate.errors import RETRIED_CODES, DeviceLost, ErrorCode, Failure, ImageError
-from qualitygate.images.decode import Box, Decoded, DecodePolicy, decode
+from qualitygate.images.decode import Box, Decoded, DecodePolicy, Encoded, decode, for_a_gpu
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import PUBLISHED, REFERENCE, Execution, Parameters, select
 from qualitygate.metrics.metric import Device, Metric, Score, Scorer, Warming
 from qualitygate.metrics.precision import check_gpu
 from qualitygate.tables import scores, storage
 
+if TYPE_CHECKING:
+    from qualitygate.metrics.nvjpeg import GpuDecoder
+
 logger = logging.getLogger(__name__)
 
+Read = TypeVar("Read")
 Row = dict[str, Any]
 MAX_BYTES = 512 << 20
 REGIONS = ("whole", "box")
@@ -145,16 +149,20 @@ class Prepared:
     """A row that lacks the networks' scores, or nothing.
 
     photograph: its pixels; None when no network is waiting for them.
+    encoded: in their place the file, where the GPU is to decode it; all metrics are waiting then.
     """
 
     row: Row
     previous: Row | None = None
     photograph: Photograph | None = None
+    encoded: Encoded | None = None
     waiting: tuple[Metric, ...] = ()
 
     @property
     def pixels(self) -> int:
         """Pixels held until the networks have seen them."""
+        if self.encoded:
+            return self.encoded.pixels
         return self.photograph.width * self.photograph.height if self.photograph else 0
 
 
@@ -169,7 +177,8 @@ def _unwatched(_: Sequence[str]) -> AbstractContextManager[None]:
 class RowScorer:
     """Scorers of one plan, loaded once, and the rows that they make.
 
-    Raises ConfigurationError where half precision was verified on another model of GPU than this process has; its
+    Raises ConfigurationError where half precision was verified on another model of GPU than this process has, and where
+    its GPU is to decode JPEGs and can't; its
     methods DeviceLost, and nothing else, once this process can't use its GPU any more.
     `seconds` adds up the time spent by stage (`fetch`, `decode`, each metric) since the last `take_seconds`.
     """
@@ -186,6 +195,11 @@ class RowScorer:
         for metric in self._metrics:
             with self._telling(f"{metric.name}'s load"):
                 self._scorers[metric.name] = metric.load(plan.device)
+        self._on_gpu: GpuDecoder | None = None
+        if plan.device == "cuda" and plan.policy.decoder == "nvjpeg":
+            from qualitygate.metrics import nvjpeg
+
+            self._on_gpu = nvjpeg.GpuDecoder()
         self._fingerprints = plan.fingerprints()
         self._seconds: dict[str, float] = defaultdict(float)
         # Photographs may be fetched and prepared in several threads.
@@ -261,7 +275,10 @@ class RowScorer:
             return Prepared(row=_with_status(row, request.previous))
         try:
             with self._timed("decode"):
-                decoded = _guarded_decode(fetched.data, self._plan.policy, request.box)
+                if self._on_gpu and (encoded := _guarded(for_a_gpu, fetched.data, self._plan.policy, request.box)):
+                    row |= _seen(encoded)
+                    return Prepared(row=row, previous=request.previous, encoded=encoded, waiting=tuple(wanted))
+                decoded = _guarded(decode, fetched.data, self._plan.policy, request.box)
         except ImageError as error:
             row["width"], row["height"] = error.width, error.height
             return Prepared(row=self._fail(row, wanted, error.failure))
@@ -322,10 +339,30 @@ class RowScorer:
         row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])
         return True
 
+    def _decoded(self, group: Sequence[Prepared]) -> list[Prepared]:
+        """The group with the pixels that it lacks, from the GPU or, where that refuses, as ever."""
+        files = [item.encoded for item in group if item.encoded]
+        if not files or self._on_gpu is None:
+            return list(group)
+        with self._timed("decode_on_gpu"), self._telling("nvJPEG"):
+            found = iter(self._on_gpu(files))
+        return [self._with_pixels(item, item.encoded, next(found)) if item.encoded else item for item in group]
+
+    def _with_pixels(self, item: Prepared, encoded: Encoded, photograph: Photograph | None) -> Prepared:
+        if photograph is None:
+            try:
+                with self._timed("decode"):
+                    photograph = _guarded(decode, encoded.data, self._plan.policy, encoded.box).photograph
+            except ImageError as error:
+                return Prepared(row=self._fail(item.row, item.waiting, error.failure))
+        return replace(item, photograph=photograph, encoded=None)
+
     def _finish(self, group: Sequence[Prepared], watch: Watch) -> list[Row]:
         waiting = [item for item in group if item.waiting]
         if waiting:
             with watch([item.row["image_id"] for item in waiting]):
+                group = self._decoded(group)
+                waiting = [item for item in group if item.waiting]
                 for metric in self._metrics:
                     members = [
                         item for item in waiting if metric in item.waiting and not self._needless(item.row, metric)
@@ -476,12 +513,17 @@ def _finite(metric: Metric, score: Score) -> Score:
     return score
 
 
-def _guarded_decode(data: bytes, policy: DecodePolicy, box: Sequence[int] | None) -> Decoded:
+def _guarded(
+    read: Callable[[bytes, DecodePolicy, Box | None], Read],
+    data: bytes,
+    policy: DecodePolicy,
+    box: Sequence[int] | None,
+) -> Read:
     if box is not None and len(box) != 4:
         raise ImageError(ErrorCode.UNSUPPORTED, f"box {list(box)} isn't four integers x, y, w, h")
     region: Box | None = (box[0], box[1], box[2], box[3]) if box is not None else None
     try:
-        return decode(data, policy, region)
+        return read(data, policy, region)
     except ImageError:
         raise
     except MemoryError as error:
@@ -492,7 +534,7 @@ def _guarded_decode(data: bytes, policy: DecodePolicy, box: Sequence[int] | None
         raise ImageError(ErrorCode.UNDECODABLE, f"decoder raised {type(error).__name__}: {error}"[:300]) from error
 
 
-def _seen(decoded: Decoded) -> Row:
+def _seen(decoded: Decoded | Encoded) -> Row:
     return {
         "width": decoded.width,
         "height": decoded.height,
