@@ -190,6 +190,9 @@ def score(
         str | None,
         typer.Option(help="strict, or nvjpeg: plain JPEGs on the GPU, where CPUs can't keep up, with other pixels."),
     ] = None,
+    formulas: Annotated[
+        str | None, typer.Option(help="gpu, or cpu: the five formulas on the cores beside the GPU (default gpu).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the input's first N images.")] = None,
     longest_side: Annotated[int | None, typer.Option(help="Score at this resolution; default: native.")] = None,
     max_pixels: Annotated[

@@ -24,6 +24,10 @@ class ScoreConfig(BaseModel):
     decoder: Literal["strict", "nvjpeg"] = Field(
         "strict", description="of JPEGs; nvjpeg: plain ones on the GPU, where CPUs can't keep up, with other pixels"
     )
+    formulas: Literal["gpu", "cpu"] = Field(
+        "gpu",
+        description="where the five formulas run when the pool has GPUs; cpu: on their cores, beside the networks",
+    )
     limit: int | None = Field(None, ge=1, description="only the input's first N images")
     longest_side: int | None = Field(None, ge=16, description="score at this resolution; default: the photograph's own")
     max_pixels: int = Field(100_000_000, ge=1, description="larger photographs are too_large, by their header")

@@ -136,6 +136,10 @@ def plan_scores(config: ScoreConfig) -> tuple[Plan, list[str]]:
         raise ConfigurationError(
             f"--decoder nvjpeg is for GPUs, and --device is {config.device}: add --device cuda, or leave it out"
         )
+    if config.decoder == "nvjpeg" and config.formulas == "cpu":
+        raise ConfigurationError(
+            "--formulas cpu: the pixels that --decoder nvjpeg makes are on the GPU; leave one of the two out"
+        )
     plan = Plan(
         metrics=tuple(metric.name for metric in metrics),
         backend=config.backend,
@@ -144,6 +148,7 @@ def plan_scores(config: ScoreConfig) -> tuple[Plan, list[str]]:
         max_bytes=config.max_bytes,
         parameters=pinned(tuple(metric.name for metric in metrics), parameters),
         lazy=vote,
+        formulas=config.formulas,
     )
     if config.precision == "fast":
         plan, more = _made_fast(config, plan)

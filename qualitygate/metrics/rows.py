@@ -71,6 +71,7 @@ class Plan:
     execution: how networks are run on a GPU; a CPU knows the reference only, and fingerprints say what it computes.
     lazy: leaves out what a gate's vote doesn't need; metrics are then best in order of their cost.
     access: how stores are asked for photographs; changes no score.
+    formulas: where they run when `device` is a GPU; changes no more than the last digits of a score.
     """
 
     metrics: tuple[str, ...]
@@ -83,11 +84,13 @@ class Plan:
     lazy: LazyVote | None = None
     execution: Execution = REFERENCE
     access: storage.Access = storage.DEFAULT
+    formulas: Literal["gpu", "cpu"] = "gpu"
 
     def selected(self) -> list[Metric]:
         """The metrics themselves, in order."""
         execution = self.execution if self.device == "cuda" else REFERENCE
-        return select(self.metrics, self.backend, self.parameters, execution)
+        chosen = select(self.metrics, self.backend, self.parameters, execution)
+        return chosen if self.formulas == "gpu" else [_on_cpu(metric) for metric in chosen]
 
     def definitions(self) -> dict[str, dict[str, dict[str, Any]]]:
         """By metric and region, all that a score depends on besides the bytes: what its fingerprint stands for."""
@@ -101,6 +104,11 @@ class Plan:
             name: {region: fingerprint(definition) for region, definition in by_region.items()}
             for name, by_region in self.definitions().items()
         }
+
+
+def _on_cpu(metric: Metric) -> Metric:
+    """A formula that a GPU would compute too, on the CPU all the same; others as they are."""
+    return replace(metric, batched=False, load=lambda _: metric.load("cpu")) if metric.batched else metric
 
 
 def region_of(box: Sequence[int] | None) -> str:

@@ -364,6 +364,8 @@ def test_it_needs_a_gpu_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )
     with pytest.raises(ConfigurationError, match="needs a GPU"):
         qualitygate.score(SMALL, "lapm", decoder="nvjpeg")
+    with pytest.raises(ConfigurationError, match="--formulas cpu: the pixels"):
+        planning.plan_scores(config.model_copy(update={"device": "cuda", "formulas": "cpu"}))
     with pytest.raises(ConfigurationError, match="longest_side is 500, and what nvjpeg decodes stays on the GPU"):
         planning.plan_scores(config.model_copy(update={"device": "cuda", "longest_side": 500}))
 
