@@ -107,8 +107,8 @@ class PredictingWorker:
             ray.get(self._journal.end_image.remote(row["image_id"]))
         return prepared
 
-    def _report_over_time(self, image_ids: Sequence[str]) -> None:
-        ray.get(self._journal.took_too_long.remote(*image_ids), timeout=10)
+    def _report_over_time(self, image_ids: Sequence[str], in_networks: bool) -> None:
+        ray.get(self._journal.took_too_long.remote(list(image_ids), in_networks=in_networks), timeout=10)
 
     def _found(self, rows: Sequence[Row], prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
         pixels = [one.pixels for one in prepared if one.pixels is not None]

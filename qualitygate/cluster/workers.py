@@ -15,7 +15,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -97,12 +97,14 @@ class CrashJournal:
         """The photograph has its row."""
         self._images.pop(image_id, None)
 
-    def took_too_long(self, *image_ids: str) -> None:
-        """The worker is about to end itself because of this photograph, or one of these."""
+    def took_too_long(self, image_ids: Sequence[str], *, in_networks: bool = False) -> None:
+        """The worker is about to end itself because of this photograph, or one of these; in_networks: they had it."""
+        alone = len(image_ids) == 1
         for image_id in image_ids:
             known = self._images.get(image_id, Begun())
-            alone = len(image_ids) == 1
-            self._images[image_id] = replace(known, over_time=known.over_time or alone, suspected=True)
+            self._images[image_id] = replace(
+                known, over_time=known.over_time or alone, in_networks=known.in_networks or in_networks, suspected=True
+            )
 
     def suspects(self, image_ids: Sequence[str]) -> list[str]:
         """Those of the photographs that may be why a worker ended."""
@@ -198,7 +200,7 @@ class ScoringWorker:
         return [next(alone if request.image_id in suspects else together) for request in requests]
 
     def _straight(self, requests: Sequence[Request]) -> list[Row]:
-        return list(self._scorer.finished(self._prepared(requests), self._watchdog.watching))
+        return list(self._scorer.finished(self._prepared(requests), self._watching_networks))
 
     def _prepared(self, requests: Sequence[Request]) -> Iterator[Prepared]:
         """In order; with several decoders the next ones are prepared while the networks have those before."""
@@ -271,7 +273,7 @@ class ScoringWorker:
             # A network was its end: what the formulas say stands.
             return self._scorer.without_networks(prepared, convicted)
         ray.get(self._journal.enter_networks.remote(request.image_id))
-        (row,) = self._scorer.finished([prepared], self._watchdog.watching)
+        (row,) = self._scorer.finished([prepared], self._watching_networks)
         if self._device == "cuda":
             ray.get(self._journal.worked.remote(gpu_name()))
         return row
@@ -307,8 +309,11 @@ class ScoringWorker:
         with self._stalled(FETCHING):
             return future.result()
 
-    def _report_over_time(self, image_ids: Sequence[str]) -> None:
-        ray.get(self._journal.took_too_long.remote(*image_ids), timeout=10)
+    def _watching_networks(self, image_ids: Sequence[str]) -> AbstractContextManager[None]:
+        return self._watchdog.watching(image_ids, in_networks=True)
+
+    def _report_over_time(self, image_ids: Sequence[str], in_networks: bool) -> None:
+        ray.get(self._journal.took_too_long.remote(list(image_ids), in_networks=in_networks), timeout=10)
 
     def _trace(self, seconds: float) -> dict[str, Any]:
         context = ray.get_runtime_context()
@@ -367,21 +372,21 @@ class Watchdog:
     The worker is started again by Ray, and the journal, told before, knows whose fault it was. Of several
     photographs nobody is accused: they come back one by one.
 
-    report: is told of the photographs.
+    report: is told of the photographs, and whether the networks had them.
     """
 
-    def __init__(self, timeout_s: float, report: Callable[[Sequence[str]], None]) -> None:
+    def __init__(self, timeout_s: float, report: Callable[[Sequence[str], bool], None]) -> None:
         self._timeout_s = timeout_s
         self._report = report
         # Several when photographs are decoded side by side.
-        self._current: dict[object, tuple[Sequence[str], float]] = {}
+        self._current: dict[object, tuple[Sequence[str], bool, float]] = {}
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextmanager
-    def watching(self, image_ids: Sequence[str]) -> Iterator[None]:
+    def watching(self, image_ids: Sequence[str], *, in_networks: bool = False) -> Iterator[None]:
         """Time spent inside counts for these photographs; each has `timeout_s`."""
         key = object()
-        self._current[key] = (image_ids, time.monotonic() + self._timeout_s * len(image_ids))
+        self._current[key] = (image_ids, in_networks, time.monotonic() + self._timeout_s * len(image_ids))
         try:
             yield
         finally:
@@ -390,10 +395,10 @@ class Watchdog:
     def _watch(self) -> None:
         while True:
             time.sleep(min(1.0, self._timeout_s / 4))
-            for image_ids, deadline in list(self._current.values()):
+            for image_ids, in_networks, deadline in list(self._current.values()):
                 if time.monotonic() > deadline:
                     try:
-                        self._report(image_ids)
+                        self._report(image_ids, in_networks)
                     finally:
                         os._exit(EXIT_OVER_TIME)
 

@@ -70,7 +70,7 @@ def test_what_comes_back_is_scored_alone_only_under_suspicion(
     worker: Any, begun: int, too_long: tuple[str, ...], alone: str
 ) -> None:
     if too_long:
-        worker._journal.took_too_long.remote(*too_long)
+        worker._journal.took_too_long.remote(too_long)
     rows = worker._rows([Request(image_id=name, uri=name) for name in "abcd"], begun)
     assert [row["image_id"] for row in rows] == list("abcd")
     assert worker.alone == list(alone)
@@ -79,14 +79,33 @@ def test_what_comes_back_is_scored_alone_only_under_suspicion(
 
 def test_only_a_photograph_by_itself_is_convicted_of_taking_too_long(worker: Any) -> None:
     journal = worker._journal
-    journal.took_too_long.remote("a", "b")
-    journal.took_too_long.remote("b")
+    journal.took_too_long.remote(["a", "b"])
+    journal.took_too_long.remote(["b"])
     worker._timeout_s = 5.0
     before = {name: journal.begin_image.remote(name) for name in "ab"}
     assert worker._conviction(before["a"]) is None
     assert worker._conviction(before["b"]).code == "worker_crash"
     journal.end_image.remote("a")
     assert journal.suspects.remote(["a", "b"]) == ["b"]
+
+
+def test_a_photograph_alone_in_its_group_keeps_what_the_formulas_said(worker: Any, monkeypatch: Any) -> None:
+    """Also where it was never scored with care: what was over time was a network."""
+    reported: list[Any] = []
+    monkeypatch.setattr(workers.os, "_exit", lambda code: reported.append(code))
+    watchdog = workers.Watchdog(0.05, lambda ids, in_networks: reported.append((list(ids), in_networks)))
+    worker._watchdog = watchdog
+    with worker._watching_networks(["a"]):
+        deadline = workers.time.monotonic() + 10
+        while workers.EXIT_OVER_TIME not in reported and workers.time.monotonic() < deadline:
+            workers.time.sleep(0.01)
+    assert reported[:2] == [(["a"], True), workers.EXIT_OVER_TIME]
+    worker._journal.took_too_long.remote(["a"], in_networks=True)
+    before = worker._journal.begin_image.remote("a")
+    assert before.over_time
+    assert before.in_networks
+    worker._journal.took_too_long.remote(["b"])
+    assert not worker._journal.begin_image.remote("b").in_networks
 
 
 # ---- how much is held ------------------------------------------------------------------------------------
@@ -130,7 +149,7 @@ def test_a_worker_holds_few_large_photographs_and_many_small_ones(
     worker._settings = workers.WorkerSettings(run_id="r", image_timeout_s=9, decoders=2)
     scorer = worker._scorer = workers.RowScorer(Plan(metrics=("lapm",)), run_id="r")
     worker._at_once, worker._waited, worker._cold = 8, workers.defaultdict(float), False
-    worker._watchdog = workers.Watchdog(60, lambda _: None)
+    worker._watchdog = workers.Watchdog(60, lambda *_: None)
     worker._fetchers, worker._decoders = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
     # Three photographs of 400 pixels a side, which are up to 406 wide.
     monkeypatch.setattr(workers, "_DECODED_BYTES_A_DECODER", 3 * 3 * 400 * 406 // 2)
