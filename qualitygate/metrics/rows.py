@@ -186,8 +186,8 @@ class RowScorer:
     """Scorers of one plan, loaded once, and the rows that they make.
 
     Raises ConfigurationError where half precision was verified on another model of GPU than this process has, and where
-    its GPU is to decode JPEGs and can't; its
-    methods DeviceLost, and nothing else, once this process can't use its GPU any more.
+    its GPU is to decode JPEGs and can't; DeviceLost, and its methods nothing else, once this process can't use its GPU
+    any more.
     `seconds` adds up the time spent by stage (`fetch`, `decode`, each metric) since the last `take_seconds`.
     """
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 from job_helpers import Silent, write_photographs
 
-from qualitygate.cluster import fitting, losses, scoring, study_worker, training_worker, workers
+from qualitygate.cluster import fitting, losses, predicting_worker, scoring, study_worker, training_worker, workers
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import DeviceLost, QualityGateError
 from qualitygate.metrics.rows import Plan, Request, Row
@@ -242,6 +243,35 @@ def test_a_training_worker_tells_of_its_lost_gpu_in_a_line(monkeypatch: pytest.M
     assert fitting.reason_of(RuntimeError(page)) == str(caught.value)
     short = RuntimeError("Worker 0 failed\nRuntimeError: shapes do not match\n")
     assert fitting.reason_of(short) == "RuntimeError: shapes do not match"
+
+
+def test_a_predicting_worker_ends_over_its_lost_gpu_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    fake = SimpleNamespace(get=lambda answer, **_: answer)
+    monkeypatch.setattr(workers, "ray", fake)
+    monkeypatch.setattr(predicting_worker, "ray", fake)
+    monkeypatch.setattr(workers, "gpu_name", lambda: "0 of node a")
+    monkeypatch.setattr(workers.os, "_exit", end)
+    worker = predicting_worker.PredictingWorker.__new__(predicting_worker.PredictingWorker)
+    journal = _plain(workers.CrashJournal)
+    worker._journal = _answering(journal)
+    worker._straight = worker._with_care = lambda rows: []  # type: ignore[method-assign, assignment]
+
+    def found(*_: object) -> Any:
+        raise RuntimeError(LOST)
+
+    worker._found = found  # type: ignore[method-assign]
+    block = pa.table({"image_id": ["a"]})
+    for _ in range(losses.MOST_LOSSES - 1):
+        with pytest.raises(Ended, match=str(workers.EXIT_DEVICE_LOST)):
+            worker(block)
+    with pytest.raises(DeviceLost, match=f"GPU 0 of node a was lost {losses.MOST_LOSSES} times"):
+        worker(block)
 
 
 def test_a_run_that_loses_its_gpu_has_not_failed_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
