@@ -9,7 +9,8 @@ doesn't suffice for is a dash. Needs torch, timm, OpenCV, numpy, scipy and PyYAM
 other side. Neither Ray nor Delta Lake is imported.
 
 Networks get seeded random parameters: the same work, meaningless scores. Photographs are decoded pixels in the CPU's
-memory; their upload counts, decoding doesn't. Rates are photographs a second, the best of the repetitions.
+memory; their upload counts, decoding doesn't but in a table of its own. Rates are photographs a second, the best of the
+repetitions.
 """
 
 import argparse
@@ -28,7 +29,8 @@ import cv2
 import numpy as np
 import torch
 
-from qualitygate.errors import Failure
+from qualitygate.errors import ConfigurationError, Failure
+from qualitygate.images.decode import DecodePolicy, decode, for_a_gpu
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import (
     PAPER,
@@ -37,6 +39,7 @@ from qualitygate.metrics import (
     comparison,
     focus_tensors,
     networks,
+    nvjpeg,
     reference,
     scene_tensors,
     select,
@@ -443,6 +446,100 @@ def agreement_table(
             say("| " + " | ".join([name, *cells]) + " |")
 
 
+def decode_table(settings: Settings, loaded: dict[str, Scorer], clock: Clock) -> None:
+    """JPEGs by the CPU's decoder and by nvJPEG, photographs a second, and how far apart the formulas' scores are."""
+    if importlib.util.find_spec("torchvision") is None:
+        say("\nWithout decoding: torchvision, which has nvJPEG, is absent.")
+        return
+    options = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    size = (settings.side, settings.side)
+    rgbs = pictures([size] * min(settings.count, 2 * AT_ONCE))
+    files = [cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), options)[1].tobytes() for rgb in rgbs]
+    strict = importlib.util.find_spec("simplejpeg") is not None
+
+    def on_a_core() -> list[Photograph]:
+        if strict:
+            return [decode(file).photograph for file in files]
+        found = [cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR) for file in files]
+        return [Photograph(np.ascontiguousarray(one[..., ::-1])) for one in found]
+
+    try:
+        decoder = nvjpeg.GpuDecoder(None if settings.device == "cuda" else by_torchvisions_cpu)
+    except ConfigurationError as error:
+        say(f"\nWithout decoding on the GPU: {error}")
+        return
+    policy = DecodePolicy(decoder="nvjpeg")
+
+    def on_the_gpu() -> list[Photograph | None]:
+        found: list[Photograph | None] = []
+        for begin in range(0, len(files), AT_ONCE):
+            plain = [for_a_gpu(file, policy) for file in files[begin : begin + AT_ONCE]]
+            found += decoder([one for one in plain if one])
+        return found
+
+    kilobytes = sum(map(len, files)) / len(files) / 1024
+    say(f"\nDecode, {settings.side} x {settings.side}, 4:2:0, {kilobytes:,.0f} KiB a file, photographs a second:")
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    table(["decoder", "rate", "to one core"])
+    core = measure(on_a_core, len(files), settings.device, clock, settings.seconds).best
+    cv2.setNumThreads(threads)
+    say(f"| one CPU core, {'the strict decoder' if strict else 'OpenCV (simplejpeg is absent)'} | {shown(core)} | 1 |")
+    gpu = measure(on_the_gpu, len(files), settings.device, clock, settings.seconds).best
+    name = "nvJPEG, markers checked on the CPU" if settings.device == "cuda" else "torchvision on the CPU in its place"
+    say(f"| {name} | {shown(gpu)} | {shown(gpu / core if gpu and core else None)} |")
+    if clock.left() <= 0:
+        return
+    exact, others = on_a_core(), on_the_gpu()
+    pairs = [(one, other) for one, other in zip(exact, others, strict=True) if other is not None]
+    gaps = [np.abs(one.rgb.astype(int) - other.rgb) for one, other in pairs]
+    said = [f"pixels {max(gap.max() for gap in gaps)} levels at most, {np.mean([gap.mean() for gap in gaps]):.3f} mean"]
+    for name in (name for name in settings.names if name not in NETWORKS):
+        before, after = (loaded[name]([pair[side] for pair in pairs]) for side in (0, 1))
+        kept = [two for two in zip(before, after, strict=True) if not any(isinstance(one, Failure) for one in two)]
+        if kept:
+            said.append(f"{name} {max(abs(a - b) / max(abs(a), 1e-9) for a, b in kept):.2%}")
+    say(f"\nBetween the two, largest difference over {len(pairs)} photographs: {', '.join(said)}.")
+
+
+def by_torchvisions_cpu(files: list[torch.Tensor]) -> list[torch.Tensor]:
+    import warnings
+
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return [decode_jpeg(file, mode=ImageReadMode.RGB) for file in files]
+
+
+def attention_table(settings: Settings, clock: Clock) -> None:
+    """MANIQA's channel attention in half precision: as it is, and by the one fused kernel that takes heads of 784."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    on_gpu = settings.device == "cuda"
+    crops, channels, patches = (20, 3072, 784) if on_gpu else (1, 64, 48)
+    kind = torch.float16 if on_gpu else torch.float32
+    q, k, v = (torch.randn(crops, 1, channels, patches, device=settings.device).to(kind) for _ in range(3))
+
+    def products() -> torch.Tensor:
+        shares = torch.bmm(q[:, 0], k[:, 0].transpose(1, 2)).softmax(dim=-1)
+        return torch.bmm(shares, v[:, 0])
+
+    def fused() -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION if on_gpu else SDPBackend.FLASH_ATTENTION):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+    say(f"\nChannel attention, {channels} tokens of {patches}, ms a crop and layer (GiB at the peak):")
+    table(["way", "ms"])
+    for title, way in (("two products around a softmax, as it is", products), ("one fused kernel", fused)):
+        try:
+            rate = measure(way, crops, settings.device, clock, settings.seconds / 2)
+        except RuntimeError as error:
+            say(f"| {title} | refused: {str(error).partition(chr(10))[0][:100]} |")
+            continue
+        say(f"| {title} | {shown(1000 / rate.best)} ({shown(rate.peak)}) |" if rate.best else f"| {title} | - |")
+
+
 # ---- the run ---------------------------------------------------------------------------------------------
 
 
@@ -536,6 +633,8 @@ def main() -> None:
     references = References(settings, clock)
     rates_table(settings, (EXACT, FAST), loaded, references, clock, rates["float16"])
     references.forget()
+    decode_table(settings, loaded[EXACT.title], clock)
+    attention_table(settings, clock)
     agreement_table(settings, settings.names, (EXACT, FAST), loaded, clock)
     if FAST_COMPILED in ways:
         # Networks first: they take the time, and gain the most.

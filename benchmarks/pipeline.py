@@ -141,13 +141,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each side (3)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 2, help="processes of either side")
     parser.add_argument("--metrics", default="lapv,lapm,wavs,brisque,niqe")
-    parser.add_argument("--batch-size", type=int, help="of the job; it chooses by default")
+    parser.add_argument("--task-size", type=int, help="of the job; it chooses by default")
     arguments = parser.parse_args()
     plan = Plan(metrics=tuple(arguments.metrics.split(",")))
     with tempfile.TemporaryDirectory(prefix="photographs-") as scratch:
         folder = arguments.input or _copies(Path(scratch), arguments.count)
         paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)[: arguments.count]
-        settings = {"batch_size": arguments.batch_size} if arguments.batch_size else {}
+        settings = {"task_size": arguments.task_size} if arguments.task_size else {}
         sides: dict[str, Callable[[], tuple[float, float]]] = {
             "bare process pool": lambda: bare(plan, paths, arguments.workers),
             "Ray job": lambda: job(plan, str(folder), paths, arguments.workers, **settings),

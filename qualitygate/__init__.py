@@ -23,6 +23,7 @@ def score(
     device: Literal["auto", "cpu", "cuda"] = "cpu",
     precision: Literal["float32", "fast"] = "float32",
     verified: str | None = None,
+    decoder: Literal["strict", "nvjpeg"] = "strict",
 ) -> "pa.Table":
     """Scores of images in this process, without Ray: one row for each, as in the score table.
 
@@ -36,6 +37,7 @@ def score(
     device: where the networks run; `auto` takes a GPU where there is one.
     precision, verified: `fast` for half precision on a GPU, of the metrics that passed in this file of
         'qualitygate verify'.
+    decoder: `nvjpeg` lets the GPU decode plain JPEGs, with other pixels and so under another fingerprint.
 
     Raises `qualitygate.errors.ConfigurationError` for unknown metrics and for things that are no images.
     """
@@ -54,4 +56,5 @@ def score(
         device=device,
         precision=precision,
         verified=verified,
+        decoder=decoder,
     )

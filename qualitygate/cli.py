@@ -186,6 +186,13 @@ def score(
     ] = None,
     backend: Annotated[str | None, typer.Option(help="native, or pyiqa for comparison.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="strict, or nvjpeg: plain JPEGs on the GPU, where CPUs can't keep up, with other pixels."),
+    ] = None,
+    formulas: Annotated[
+        str | None, typer.Option(help="gpu, or cpu: the five formulas on the cores beside the GPU (default gpu).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the input's first N images.")] = None,
     longest_side: Annotated[int | None, typer.Option(help="Score at this resolution; default: native.")] = None,
     max_pixels: Annotated[
@@ -211,7 +218,11 @@ def score(
     untrained: Annotated[bool | None, typer.Option("--untrained", help="Random networks, to try the plumbing.")] = None,
     workers: Annotated[int | None, typer.Option(help="Scoring workers; default: one a core.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Photographs a task, and at once on a GPU; default: by a measurement.")
+        int | None, typer.Option(help="Photographs that the networks get at once; default: 32, on a CPU 4.")
+    ] = None,
+    task_size: Annotated[
+        int | None,
+        typer.Option(help="Photographs a task, which is what a dying worker costs; default: by a measurement."),
     ] = None,
     measure: Annotated[
         bool | None, typer.Option(help="Time some photographs first, to choose how many make a task (default on).")

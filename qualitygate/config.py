@@ -21,6 +21,13 @@ class ScoreConfig(BaseModel):
     )
     backend: Literal["native", "pyiqa"] = Field("native", description="whose implementation computes the scores")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the pool of scoring workers runs")
+    decoder: Literal["strict", "nvjpeg"] = Field(
+        "strict", description="of JPEGs; nvjpeg: plain ones on the GPU, where CPUs can't keep up, with other pixels"
+    )
+    formulas: Literal["gpu", "cpu"] = Field(
+        "gpu",
+        description="where the five formulas run when the pool has GPUs; cpu: on their cores, beside the networks",
+    )
     limit: int | None = Field(None, ge=1, description="only the input's first N images")
     longest_side: int | None = Field(None, ge=16, description="score at this resolution; default: the photograph's own")
     max_pixels: int = Field(100_000_000, ge=1, description="larger photographs are too_large, by their header")
@@ -38,7 +45,13 @@ class ScoreConfig(BaseModel):
     untrained: bool = Field(False, description="seeded random networks, to try the plumbing: scores mean nothing")
     workers: int | None = Field(None, ge=1, description="scoring workers; default: one a core, or as the GPUs allow")
     batch_size: int | None = Field(
-        None, ge=1, description="photographs a task, and at once on a GPU; default: by a measurement"
+        None,
+        ge=1,
+        description="photographs that the networks, and on a GPU the formulas, get at once; default: 32, "
+        "networks on a CPU 4",
+    )
+    task_size: int | None = Field(
+        None, ge=1, description="photographs a task, which is what a dying worker costs; default: by a measurement"
     )
     measure: bool = Field(True, description="time some photographs first, to choose how many make a task")
     gpus_per_worker: float = Field(1.0, gt=0, description="GPUs, or a fraction of one, for each worker on GPUs")

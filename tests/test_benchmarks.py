@@ -47,6 +47,15 @@ def test_gpu_scores_has_its_tables() -> None:
         assert float(row[heads.index("fast")].replace(",", "")) > 0
     assert [row[0] for row in rows(text, "Agreement")[1:]] == names[:4]
     assert [row[0] for row in rows(text, "Sizes")[1:]] == ["mixed", "96"]
+    heads, core, other = rows(text, "Decode, 128 x 128")
+    assert heads == ["decoder", "rate", "to one core"]
+    assert float(core[1].replace(",", "")) > 0
+    assert float(other[1].replace(",", "")) > 0
+    assert "Between the two, largest difference over 2 photographs: pixels " in text
+    assert [row[0] for row in rows(text, "Channel attention")[1:]] == [
+        "two products around a softmax, as it is",
+        "one fused kernel",
+    ]
     # A run that is cut short has the memory on mixed sizes.
     assert text.index("| mixed |") < text.index("128 x 128, float32 and fast") < text.index("Agreement")
 

@@ -19,6 +19,8 @@ _POLL_S = 0.2
 _GRACE_S = 15.0
 # The last line of a traceback.
 _ERROR = re.compile(r"(?:\w+\.)*\w+(?:Error|Exception): ")
+# Says all that its causes say, and what to do.
+_LOST = re.compile(r"(?:\w+\.)*DeviceLost: ")
 
 
 def fit(work: Any, place: str, *, workers: int, on_gpu: bool, progress: Progress) -> dict[str, Any]:
@@ -140,6 +142,8 @@ class _Listener:
 def reason_of(error: BaseException) -> str:
     """What went wrong first, in one line, of the pages that Ray writes about an error in a worker."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lost := [line for line in lines if _LOST.match(line)]:
+        return storage.redact(_LOST.sub("", lost[-1]))[:600]
     told = [line for line in lines if _ERROR.match(line)]
     return storage.redact((told or lines[-1:] or [type(error).__name__])[0])[:300]
 

@@ -19,7 +19,7 @@ from qualitygate.images.decode import DecodePolicy
 from qualitygate.metrics import Parameters, by_cost, default_names, select, verification
 from qualitygate.metrics.metric import Device
 from qualitygate.metrics.networks import pinned, published
-from qualitygate.metrics.precision import worth_compiling
+from qualitygate.metrics.precision import worth_compiling, worth_warming
 from qualitygate.metrics.rows import Plan
 
 _MAX_BATCH = 32
@@ -48,6 +48,8 @@ _VERSIONS = (
     "pi-heif",
     "deltalake",
     "pyarrow",
+    "torch",
+    "torchvision",
 )
 
 
@@ -72,6 +74,7 @@ class Pool:
     """The actor pool: how many workers, what each takes of the cluster, how many photographs a task.
 
     batch_size: photographs that networks are given at once. task: photographs a task, some batches of them.
+    warm_up: whether a worker's GPU is made ready, by made-up photographs, while the first ones are fetched and decoded.
     threads: of a worker's networks on a CPU. decoders: photographs that a worker decodes at a time, while its GPU is
     at work. prefetch: photographs whose bytes are on their way while one is decoded; None: by where they are.
     """
@@ -84,6 +87,7 @@ class Pool:
     threads: int = 1
     decoders: int = 1
     prefetch: int | None = None
+    warm_up: bool = False
 
     def __str__(self) -> str:
         said = f"{self.workers} worker{'s' * (self.workers > 1)}, tasks of {self.task} photographs"
@@ -128,14 +132,23 @@ def plan_scores(config: ScoreConfig) -> tuple[Plan, list[str]]:
             # What workers would refuse is refused before they start: another network's file, or one that runs code.
             metric.load("cpu")
     device: Device = "cuda" if config.device == "cuda" else "cpu"
+    if config.decoder == "nvjpeg" and device == "cpu":
+        raise ConfigurationError(
+            f"--decoder nvjpeg is for GPUs, and --device is {config.device}: add --device cuda, or leave it out"
+        )
+    if config.decoder == "nvjpeg" and config.formulas == "cpu":
+        raise ConfigurationError(
+            "--formulas cpu: the pixels that --decoder nvjpeg makes are on the GPU; leave one of the two out"
+        )
     plan = Plan(
         metrics=tuple(metric.name for metric in metrics),
         backend=config.backend,
         device=device,
-        policy=DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side),
+        policy=DecodePolicy(max_pixels=config.max_pixels, longest_side=config.longest_side, decoder=config.decoder),
         max_bytes=config.max_bytes,
         parameters=pinned(tuple(metric.name for metric in metrics), parameters),
         lazy=vote,
+        formulas=config.formulas,
     )
     if config.precision == "fast":
         plan, more = _made_fast(config, plan)
@@ -185,6 +198,8 @@ def on_device(config: ScoreConfig, plan: Plan, cluster: session.Cluster) -> tupl
             raise ConfigurationError(
                 f"--precision fast: the Ray cluster has no GPU for {', '.join(plan.execution.fast)}; leave it out"
             )
+        if plan.policy.decoder == "nvjpeg":
+            raise ConfigurationError("--decoder nvjpeg: the Ray cluster has no GPU that could decode; leave it out")
         notes.append("the Ray cluster has no GPU: scoring on its CPUs")
     wanted = config.device == "cuda" or (config.device == "auto" and networks)
     plan = replace(plan, device="cuda" if wanted and cluster.gpus else "cpu")
@@ -206,7 +221,10 @@ def cost_on_cpu(networks: Sequence[str]) -> list[str]:
 
 
 def compiled(plan: Plan, pool: "Pool", rows: int) -> Plan:
-    """The plan with compiled networks where a GPU has enough photographs before it that compiling pays."""
+    """The plan with compiled networks where a GPU has enough photographs before it that compiling pays.
+
+    rows: of the whole run as far as it is known, not of a portion: what one portion compiles, the next ones read.
+    """
     if plan.device != "cuda" or not worth_compiling(rows, pool.workers):
         return plan
     return replace(plan, execution=replace(plan.execution, compiled=True))
@@ -263,13 +281,14 @@ def plan_pool(config: ScoreConfig, plan: Plan, cluster: session.Cluster, rows: i
         threads=cores if networks and cluster.local else 1,
         decoders=decoders,
         prefetch=_prefetch(cost, decoders),
+        warm_up=bool(gpus) and worth_warming(rows, workers),
     )
 
 
 def _task(config: ScoreConfig, plan: Plan, batch: int, rows: int, workers: int, cost: Cost | None) -> int:
-    """Photographs a task: by the user's word a batch, else as many as make its fixed cost small."""
-    if config.batch_size is not None:
-        return batch
+    """Photographs a task: by the user's word, else as many as make its fixed cost small."""
+    if config.task_size is not None:
+        return min(config.task_size, config.commit_rows)
     if plan.device == "cuda":
         heavy = any(name.startswith("maniqa") for name in plan.metrics)
         wanted = batch * (_BATCHES_A_TASK_OF_MANIQA if heavy else _BATCHES_A_TASK_ON_GPU)

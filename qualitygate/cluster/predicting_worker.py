@@ -15,8 +15,9 @@ import pyarrow as pa
 import ray
 import torch
 
-from qualitygate.cluster.workers import Watchdog
+from qualitygate.cluster.workers import Watchdog, ending_with_its_gpu, gpu_name
 from qualitygate.errors import ErrorCode, Failure
+from qualitygate.metrics.memory import telling_of_a_lost_gpu
 from qualitygate.tables import storage
 from qualitygate.training import loop, models
 from qualitygate.training.data import Prepared, prepare
@@ -63,18 +64,21 @@ class PredictingWorker:
         self._task = task
         self._journal = journal
         self._watchdog = Watchdog(_IMAGE_TIMEOUT_S, self._report_over_time)
-        device = torch.device("cuda" if task.on_gpu and torch.cuda.is_available() else "cpu")
+        self._device = torch.device("cuda" if task.on_gpu and torch.cuda.is_available() else "cpu")
         tensors = {name: torch.tensor(value) for name, value in ray.get(state).items()}
-        self._model = models.build(task.architecture, len(task.classes), image_size=task.image_size, state=tensors).to(
-            device
-        )
+        model = models.build(task.architecture, len(task.classes), image_size=task.image_size, state=tensors)
+        with telling_of_a_lost_gpu("the classifier's load"):
+            self._model = model.to(self._device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
         key = hashlib.sha1("\0".join(row["image_id"] for row in rows).encode()).hexdigest()
         again = ray.get(self._journal.begin_batch.remote(key)) > 1
         prepared = self._with_care(rows) if again else self._straight(rows)
-        found = self._found(rows, prepared)
+        with ending_with_its_gpu(self._journal), telling_of_a_lost_gpu("the classifier"):
+            found = self._found(rows, prepared)
+        if self._device.type == "cuda":
+            ray.get(self._journal.worked.remote(gpu_name()))
         ray.get(self._journal.end_batch.remote(key))
         return pa.Table.from_pylist(found, schema=SCHEMA)
 
@@ -103,8 +107,8 @@ class PredictingWorker:
             ray.get(self._journal.end_image.remote(row["image_id"]))
         return prepared
 
-    def _report_over_time(self, image_id: str) -> None:
-        ray.get(self._journal.took_too_long.remote(image_id), timeout=10)
+    def _report_over_time(self, image_ids: Sequence[str], in_networks: bool) -> None:
+        ray.get(self._journal.took_too_long.remote(list(image_ids), in_networks=in_networks), timeout=10)
 
     def _found(self, rows: Sequence[Row], prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
         pixels = [one.pixels for one in prepared if one.pixels is not None]

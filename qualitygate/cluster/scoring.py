@@ -122,7 +122,7 @@ def run(
                     if cluster is None:
                         progress.note("starting Ray and the workers, which takes some ten seconds")
                         cluster = stack.enter_context(session.connect(config.ray_address))
-                    _stream(run_, cluster, spool, rows)
+                    _stream(run_, cluster, spool, rows, listed.beyond())
                 progress.stop()
                 shutil.rmtree(spool)
             manifest = listed.all()
@@ -248,8 +248,11 @@ class _Run:
         return self.deadline is not None and time.time() >= self.deadline
 
 
-def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int) -> None:
-    """Score the rows of a folder of Parquet files, and commit them as they arrive."""
+def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int, beyond: int) -> None:
+    """Score the rows of a folder of Parquet files, and commit them as they arrive.
+
+    beyond: photographs that are known of and come in later portions.
+    """
     config, recorder, writer = run.config, run.recorder, run.writer
     recorder.pending += rows
     recorder.telemetry.started(recorder.pending - recorder.rows)
@@ -269,9 +272,8 @@ def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int) -> None
     pool = recorder.pool = planning.plan_pool(config, plan, cluster, rows, cost)
     run.progress.note("; ".join(str(said) for said in (cost, pool) if said))
     recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
-    plan = planning.compiled(
-        replace(plan, at_once=pool.batch_size, access=plan.access.shared_by(pool.workers)), pool, rows
-    )
+    plan = replace(plan, at_once=pool.batch_size, access=plan.access.shared_by(pool.workers))
+    plan = planning.compiled(plan, pool, recorder.pending + beyond)
     before = recorder.rows
     try:
         # Closed here whatever happens: Ray's executor, still at work when Ray is shut down, may end this process
@@ -372,6 +374,7 @@ def _blocks(
         decoders=pool.decoders,
         prefetch=pool.prefetch,
         gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
+        warm_up=pool.warm_up,
         log_format=logs.form(),
     )
     # Of millions of photographs the pool is started anew after hours: no run waits long for its first one.

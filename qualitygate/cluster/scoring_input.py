@@ -78,6 +78,10 @@ class Input:
         assert self._growing is not None
         return self._growing.all()
 
+    def beyond(self) -> int:
+        """Photographs that are listed and in no portion yet."""
+        return self._growing.waiting if self._manifest is None and self._growing is not None else 0
+
     def _tell(self, manifest: Manifest) -> None:
         for note in manifest.notes:
             self._progress.note(note)

@@ -1,5 +1,6 @@
 """What runs inside the worker group of a study: take a run, train it, write it, take the next."""
 
+import contextlib
 import functools
 import platform
 import time
@@ -16,7 +17,10 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
-from qualitygate.errors import QualityGateError
+from qualitygate.cluster.losses import MOST_LOSSES, Losses, gone
+from qualitygate.cluster.workers import gpu_name
+from qualitygate.errors import DeviceLost, QualityGateError
+from qualitygate.metrics.memory import telling_of_a_lost_gpu
 from qualitygate.training import loop, record, results, study_run
 from qualitygate.training.ledger import Ledger
 from qualitygate.training.loop import Photographs, Share
@@ -37,6 +41,17 @@ class Queue(RunQueue):
     def __init__(self, count: int, *, together: bool) -> None:
         super().__init__(count, together=together)
         self._heard = time.monotonic()
+        self._losses = Losses()
+
+    def lost(self, gpu: str, said: str) -> None:
+        """A worker has lost its GPU. Ends the study where that has happened too often without an epoch in between."""
+        times = self._losses.lost(gpu)
+        if times >= MOST_LOSSES:
+            self.tell("fatal", f"{gone(gpu, times, said)}; run the same command again to go on")
+
+    def worked(self, gpu: str) -> None:
+        """This GPU has finished an epoch."""
+        self._losses.worked(gpu)
 
     def heard(self) -> None:
         """A worker is alive."""
@@ -130,10 +145,16 @@ def _one(
     """Train a run and write what came of it; returns its status. A failure of its own is its result."""
     ask = functools.partial(_ask, study.queue)
     share = Share(rank=rank, world=world) if study.together else Share()
+
+    def on_epoch(done: int, seconds: float) -> None:
+        ask("tell", "epoch", (number, done, seconds))
+        if device.type == "cuda":
+            ask("worked", gpu_name())
+
     hooks = Hooks(
         # Several processes have to stop at the same step, or those left wait for the others for ever.
         on_step=_asking(study.queue, stopping=share.world == 1),
-        on_epoch=lambda done, seconds: ask("tell", "epoch", (number, done, seconds)),
+        on_epoch=on_epoch,
         share=share,
     )
     if share.world > 1:
@@ -146,13 +167,20 @@ def _one(
     facts = {"hardware": _hardware(device, study.threads, share), "versions": record.versions()}
     try:
         state = _state(study, run.architecture)
-        found = study_run.execute(run, study.settings, material, state, device, ledger, hooks)
+        with telling_of_a_lost_gpu(f"the run {run.name}"):
+            found = study_run.execute(run, study.settings, material, state, device, ledger, hooks)
         if found is not None:
             row, predictions = found
             ledger.write({**row, "attempts": ask("attempts", number), **facts}, predictions)
             ledger.delete_checkpoint(run.run_id)
         return results.OK
     except (_Stop, OSError):
+        raise
+    except DeviceLost as error:
+        # Not this run's end: a new process may have its GPU back, and a run that loses it each time is found out as
+        # one that kills its worker.
+        ask("tell", "error", (number, str(error)))
+        ask("lost", gpu_name(), str(error))
         raise
     except Exception as error:
         if share.world > 1 and not isinstance(error, QualityGateError):
@@ -165,14 +193,12 @@ def _one(
                 {**run.row(), **results.failed(_reason(error, study)), "attempts": ask("attempts", number), **facts}
             )
             ledger.delete_checkpoint(run.run_id)
-        if device.type == "cuda" and "CUDA error" in str(error):
-            # This process can't use its GPU any more.
-            ask("done", group, rank, results.FAILED)
-            raise
         return results.FAILED
     finally:
         if device.type == "cuda":
-            torch.cuda.empty_cache()
+            # After a lost GPU this says so too, and is no news.
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
 
 def _reason(error: Exception, study: Study) -> BaseException | str:

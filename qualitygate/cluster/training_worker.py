@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from qualitygate.cluster.photographs import assemble
-from qualitygate.errors import QualityGateError
+from qualitygate.errors import DeviceLost, QualityGateError
+from qualitygate.metrics.memory import telling_of_a_lost_gpu
 from qualitygate.training import loop, models
 from qualitygate.training.loop import Photographs, Recipe, Share
 
@@ -77,9 +78,13 @@ def train(settings: dict[str, Any]) -> None:
     """The function of each worker. What it can foresee to fail again is posted instead of raised, which would retry."""
     work: Work = settings["work"]
     try:
-        _train(work)
+        with telling_of_a_lost_gpu("training"):
+            _train(work)
     except _Stop:
         return
+    except DeviceLost:
+        # Only a new process may have its GPU back: raised, Ray Train starts one.
+        raise
     except QualityGateError as error:
         ray.get(work.mailbox.post.remote("failure", str(error)))
     except torch.cuda.OutOfMemoryError:

@@ -10,7 +10,8 @@ import ray
 
 from qualitygate.calibration.correlation import BLUR, CROP_CENTRE, CROP_CORNER, ROTATION, ROTATION_SECOND, WINDOW
 from qualitygate.calibration.samples import Sample, Shot, photograph
-from qualitygate.cluster.workers import WorkerSettings, ending_with_its_gpu, on_this_machine, use_threads
+from qualitygate.cluster.losses import Losses
+from qualitygate.cluster.workers import WorkerSettings, ending_with_its_gpu, gpu_name, on_this_machine, use_threads
 from qualitygate.errors import ErrorCode, Failure, ImageError
 from qualitygate.images import augment
 from qualitygate.images.augment import Interpolation
@@ -61,6 +62,7 @@ class Attempts:
 
     def __init__(self) -> None:
         self._begun: dict[int, int] = {}
+        self._losses = Losses()
 
     def begin(self, position: int) -> int:
         """Times begun before without an end."""
@@ -71,6 +73,14 @@ class Attempts:
     def end(self, position: int) -> None:
         """The sample has its result."""
         self._begun.pop(position, None)
+
+    def lost(self, gpu: str) -> int:
+        """A worker has lost this GPU; how often that has happened since it last scored anything."""
+        return self._losses.lost(gpu)
+
+    def worked(self, gpu: str) -> None:
+        """This GPU has scored something."""
+        self._losses.worked(gpu)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +122,10 @@ class SampleScorer:
                 reason = f"its worker process died {begun} times while scoring it"
                 result = self._failed(sample, Failure(ErrorCode.WORKER_CRASH, reason))
             else:
-                with ending_with_its_gpu():
+                with ending_with_its_gpu(self._attempts):
                     result = self.score(sample)
+                if self._plan.device == "cuda":
+                    ray.get(self._attempts.worked.remote(gpu_name()))
             results.append({"position": position, **result})
             ray.get(self._attempts.end.remote(position))
         return pa.Table.from_pylist(results, schema=RESULTS)

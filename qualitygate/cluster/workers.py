@@ -1,7 +1,8 @@
 """The scoring worker: a Ray actor that loads the metrics once and turns manifest rows into score rows.
 
 A photograph that kills its process can't report it. So each batch is entered in a journal before it is
-scored. A batch that comes back, because the worker that had it died, is scored with care: each photograph is
+scored. A batch that comes back once, because the worker that had it died, is scored as before: a machine was lost,
+most likely. Only photographs under suspicion, and all of a batch that comes back again, are scored with care: each is
 entered by itself, and one that was begun twice and never finished gets the row that says so.
 """
 
@@ -14,7 +15,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -23,8 +24,10 @@ import ray
 
 from qualitygate import logs
 from qualitygate.cluster import planning
+from qualitygate.cluster.losses import MOST_LOSSES, Losses, gone
 from qualitygate.cluster.pending import Reader
 from qualitygate.errors import ConfigurationError, DeviceLost, ErrorCode, Failure
+from qualitygate.images.decode import pixels_by_header
 from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer, to_table
 from qualitygate.tables import storage
 
@@ -39,6 +42,10 @@ EXIT_OVER_TIME = 71
 EXIT_DEVICE_LOST = 72
 # Begun this often without an end, a photograph is taken to kill its worker. Once may be a lost machine.
 _STARTS_THAT_CONVICT = 2
+# Begun more often, a batch has a photograph that kills workers: each is then begun by itself, to find out which.
+_STARTS_TOGETHER = 2
+# What decoders may hold for the networks, decoded, each: 64 megapixels of three bytes.
+_DECODED_BYTES_A_DECODER = 192 << 20
 # Seconds by the clock in which a worker had nothing to compute on; with several decoders the first are part of the
 # second, which are all that a GPU stood still for.
 FETCHING = "wait_for_fetch"
@@ -47,11 +54,15 @@ WAITING = "wait_for_decode"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """How often a photograph was begun without an end, whether it took too long, whether the networks had it."""
+    """How often a photograph was begun without an end, whether it took too long, whether the networks had it.
+
+    suspected: one of a group that took too long.
+    """
 
     times: int = 0
     over_time: bool = False
     in_networks: bool = False
+    suspected: bool = False
 
 
 @ray.remote(num_cpus=0)
@@ -61,6 +72,7 @@ class CrashJournal:
     def __init__(self) -> None:
         self._batches: dict[str, int] = {}
         self._images: dict[str, Begun] = {}
+        self._losses = Losses()
 
     def begin_batch(self, key: str) -> int:
         """How often the batch has been begun, this time included."""
@@ -85,9 +97,35 @@ class CrashJournal:
         """The photograph has its row."""
         self._images.pop(image_id, None)
 
-    def took_too_long(self, image_id: str) -> None:
-        """The worker is about to end itself because of this photograph."""
-        self._images[image_id] = replace(self._images.get(image_id, Begun()), over_time=True)
+    def took_too_long(self, image_ids: Sequence[str], *, in_networks: bool = False) -> None:
+        """The worker is about to end itself because of this photograph, or one of these; in_networks: they had it."""
+        alone = len(image_ids) == 1
+        for image_id in image_ids:
+            known = self._images.get(image_id, Begun())
+            self._images[image_id] = replace(
+                known, over_time=known.over_time or alone, in_networks=known.in_networks or in_networks, suspected=True
+            )
+
+    def suspects(self, image_ids: Sequence[str]) -> list[str]:
+        """Those of the photographs that may be why a worker ended."""
+        return [image_id for image_id in image_ids if image_id in self._images]
+
+    def lost(self, gpu: str) -> int:
+        """A worker has lost this GPU; how often that has happened since it last scored anything."""
+        return self._losses.lost(gpu)
+
+    def worked(self, gpu: str) -> None:
+        """This GPU has scored something."""
+        self._losses.worked(gpu)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """A request with its bytes or why there are none, and the pixels that they promise."""
+
+    request: Request
+    fetched: storage.Fetched | Failure
+    pixels: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +142,8 @@ class WorkerSettings:
     decoders: int = 1
     # Photographs whose bytes are on their way; None: by where they are.
     prefetch: int | None = None
+    # Whether its GPU is made ready before the first photographs.
+    warm_up: bool = False
     # As the driver logs: Ray keeps what workers log in files of each node.
     log_format: str = logs.TEXT
 
@@ -128,14 +168,15 @@ class ScoringWorker:
         self._fetchers = ThreadPoolExecutor(fetchers, thread_name_prefix="fetch")
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode")
         self._waited: dict[str, float] = defaultdict(float)
+        self._cold = settings.warm_up
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         started = time.perf_counter()
         requests = self._reader.requests(batch)
         key = hashlib.sha1("\0".join(request.image_id for request in requests).encode()).hexdigest()
         times_begun = ray.get(self._journal.begin_batch.remote(key))
-        with ending_with_its_gpu():
-            rows = self._with_care(requests) if times_begun > 1 else self._straight(requests)
+        with ending_with_its_gpu(self._journal):
+            rows = self._rows(requests, times_begun)
         ray.get(self._journal.end_batch.remote(key))
         for row, request in zip(rows, requests, strict=True):
             row[REPLACES] = request.previous is not None
@@ -144,25 +185,56 @@ class ScoringWorker:
             rows[0][TRACE] = json.dumps({**trace, "rows": len(rows), "lost": times_begun - 1})
         return to_table(rows, self._schema)
 
+    def _rows(self, requests: Sequence[Request], times_begun: int) -> list[Row]:
+        """In order; photographs under suspicion one by one, and first: what they take with them is done again."""
+        suspects: set[str] = set()
+        if times_begun > _STARTS_TOGETHER:
+            suspects = {request.image_id for request in requests}
+        elif times_begun > 1:
+            suspects = set(ray.get(self._journal.suspects.remote([request.image_id for request in requests])))
+        alone = iter(self._with_care([request for request in requests if request.image_id in suspects]))
+        others = [request for request in requests if request.image_id not in suspects]
+        together = iter(self._straight(others))
+        if others and self._device == "cuda":
+            ray.get(self._journal.worked.remote(gpu_name()))
+        return [next(alone if request.image_id in suspects else together) for request in requests]
+
     def _straight(self, requests: Sequence[Request]) -> list[Row]:
-        return list(self._scorer.finished(self._prepared(requests), self._watchdog.watching))
+        return list(self._scorer.finished(self._prepared(requests), self._watching_networks))
 
     def _prepared(self, requests: Sequence[Request]) -> Iterator[Prepared]:
         """In order; with several decoders the next ones are prepared while the networks have those before."""
         fetched = self._fetched_ahead(requests)
         if self._settings.decoders == 1:
+            self._warm_up()
             yield from map(self._prepare, fetched)
             return
         # A group's photographs are taken at once: the next group is to be decoded while the GPU has this one.
-        ahead = _ahead(self._decoders, self._prepare, fetched, self._at_once + self._settings.decoders)
+        ahead = _ahead(
+            self._decoders,
+            self._prepare,
+            fetched,
+            most=self._at_once + self._settings.decoders,
+            size=lambda item: 3 * item.pixels,
+            most_bytes=self._settings.decoders * _DECODED_BYTES_A_DECODER,
+        )
         while True:
             # Bytes are waited for in here as well, before the next photograph can be handed to a decoder.
             with self._stalled(WAITING):
                 future = next(ahead, None)
-                prepared = future.result() if future else None
-            if prepared is None:
+            if future is None:
                 return
+            # Here the first photographs are being decoded, and nothing is watched yet.
+            self._warm_up()
+            with self._stalled(WAITING):
+                prepared = future.result()
             yield prepared
+
+    def _warm_up(self) -> None:
+        """Make the GPU ready, once in a worker's life."""
+        if self._cold:
+            self._cold = False
+            self._scorer.warm_up()
 
     @contextmanager
     def _stalled(self, *stages: str) -> Iterator[None]:
@@ -174,13 +246,14 @@ class ScoringWorker:
             for stage in stages:
                 self._waited[stage] += time.perf_counter() - started
 
-    def _prepare(self, item: tuple[Request, storage.Fetched | Failure]) -> Prepared:
-        request, fetched = item
-        with self._watchdog.watching([request.image_id]):
-            return self._scorer.prepare(request, fetched)
+    def _prepare(self, item: "_Arrived") -> Prepared:
+        with self._watchdog.watching([item.request.image_id]):
+            return self._scorer.prepare(item.request, item.fetched)
 
     def _with_care(self, requests: Sequence[Request]) -> list[Row]:
         rows = []
+        if requests:
+            self._warm_up()
         for request in requests:
             before = ray.get(self._journal.begin_image.remote(request.image_id))
             rows.append(self._one_with_care(request, before))
@@ -200,7 +273,9 @@ class ScoringWorker:
             # A network was its end: what the formulas say stands.
             return self._scorer.without_networks(prepared, convicted)
         ray.get(self._journal.enter_networks.remote(request.image_id))
-        (row,) = self._scorer.finished([prepared], self._watchdog.watching)
+        (row,) = self._scorer.finished([prepared], self._watching_networks)
+        if self._device == "cuda":
+            ray.get(self._journal.worked.remote(gpu_name()))
         return row
 
     def _conviction(self, before: Begun) -> Failure | None:
@@ -211,26 +286,34 @@ class ScoringWorker:
             return Failure(ErrorCode.WORKER_CRASH, f"its worker process died {before.times} times while scoring it")
         return None
 
-    def _fetched_ahead(self, requests: Sequence[Request]) -> Iterator[tuple[Request, storage.Fetched | Failure]]:
+    def _fetched_ahead(self, requests: Sequence[Request]) -> "Iterator[_Arrived]":
         """Each request with its bytes, while the next ones are on their way; few at a time bounds the memory."""
-        waiting: deque[tuple[Request, Future[storage.Fetched | Failure]]] = deque()
+        waiting: deque[Future[_Arrived]] = deque()
         for request in requests:
-            waiting.append((request, self._fetchers.submit(self._scorer.fetch, request)))
+            waiting.append(self._fetchers.submit(self._fetch, request))
             local = storage.is_local(request.uri or "")
             ahead = max(self._settings.decoders - 1, planning.prefetch_of(self._settings.prefetch, local=local))
             while len(waiting) > ahead:
-                yield self._arrived(*waiting.popleft())
+                yield self._arrived(waiting.popleft())
         while waiting:
-            yield self._arrived(*waiting.popleft())
+            yield self._arrived(waiting.popleft())
 
-    def _arrived(
-        self, request: Request, future: "Future[storage.Fetched | Failure]"
-    ) -> tuple[Request, storage.Fetched | Failure]:
+    def _fetch(self, request: Request) -> "_Arrived":
+        fetched = self._scorer.fetch(request)
+        # Here rather than where the next one is handed to a decoder: the GPU waits there.
+        if self._settings.decoders > 1 and isinstance(fetched, storage.Fetched):
+            return _Arrived(request, fetched, pixels_by_header(fetched.data))
+        return _Arrived(request, fetched, 0)
+
+    def _arrived(self, future: "Future[_Arrived]") -> "_Arrived":
         with self._stalled(FETCHING):
-            return request, future.result()
+            return future.result()
 
-    def _report_over_time(self, image_id: str) -> None:
-        ray.get(self._journal.took_too_long.remote(image_id), timeout=10)
+    def _watching_networks(self, image_ids: Sequence[str]) -> AbstractContextManager[None]:
+        return self._watchdog.watching(image_ids, in_networks=True)
+
+    def _report_over_time(self, image_ids: Sequence[str], in_networks: bool) -> None:
+        ray.get(self._journal.took_too_long.remote(list(image_ids), in_networks=in_networks), timeout=10)
 
     def _trace(self, seconds: float) -> dict[str, Any]:
         context = ray.get_runtime_context()
@@ -254,15 +337,33 @@ def _gpu_memory() -> int:
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterator[Item], most: int
+    pool: ThreadPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Iterator[Item],
+    *,
+    most: int,
+    size: Callable[[Item], int],
+    most_bytes: int,
 ) -> Iterator["Future[Result]"]:
-    """The function's results as futures in the order of the items, with at most so many under way or waiting."""
-    waiting: deque[Future[Result]] = deque()
+    """The function's results as futures in the order of the items.
+
+    At most so many are under way or waiting, and no more bytes, by the items' size, unless one alone has more.
+    """
+    waiting: deque[tuple[Future[Result], int]] = deque()
+    held = 0
     for item in items:
-        waiting.append(pool.submit(function, item))
+        needed = size(item)
+        while waiting and held + needed > most_bytes:
+            future, freed = waiting.popleft()
+            held -= freed
+            yield future
+        waiting.append((pool.submit(function, item), needed))
+        held += needed
         if len(waiting) >= most:
-            yield waiting.popleft()
-    yield from waiting
+            future, freed = waiting.popleft()
+            held -= freed
+            yield future
+    yield from (future for future, _ in waiting)
 
 
 class Watchdog:
@@ -270,20 +371,22 @@ class Watchdog:
 
     The worker is started again by Ray, and the journal, told before, knows whose fault it was. Of several
     photographs nobody is accused: they come back one by one.
+
+    report: is told of the photographs, and whether the networks had them.
     """
 
-    def __init__(self, timeout_s: float, report: Any) -> None:
+    def __init__(self, timeout_s: float, report: Callable[[Sequence[str], bool], None]) -> None:
         self._timeout_s = timeout_s
         self._report = report
         # Several when photographs are decoded side by side.
-        self._current: dict[object, tuple[Sequence[str], float]] = {}
+        self._current: dict[object, tuple[Sequence[str], bool, float]] = {}
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     @contextmanager
-    def watching(self, image_ids: Sequence[str]) -> Iterator[None]:
+    def watching(self, image_ids: Sequence[str], *, in_networks: bool = False) -> Iterator[None]:
         """Time spent inside counts for these photographs; each has `timeout_s`."""
         key = object()
-        self._current[key] = (image_ids, time.monotonic() + self._timeout_s * len(image_ids))
+        self._current[key] = (image_ids, in_networks, time.monotonic() + self._timeout_s * len(image_ids))
         try:
             yield
         finally:
@@ -292,26 +395,38 @@ class Watchdog:
     def _watch(self) -> None:
         while True:
             time.sleep(min(1.0, self._timeout_s / 4))
-            for image_ids, deadline in list(self._current.values()):
+            for image_ids, in_networks, deadline in list(self._current.values()):
                 if time.monotonic() > deadline:
                     try:
-                        if len(image_ids) == 1:
-                            self._report(image_ids[0])
+                        self._report(image_ids, in_networks)
                     finally:
                         os._exit(EXIT_OVER_TIME)
 
 
 @contextmanager
-def ending_with_its_gpu() -> Iterator[None]:
+def ending_with_its_gpu(journal: Any) -> Iterator[None]:
     """Ends the process when it has lost its GPU: Ray starts the worker again, and nothing else gives it one.
 
     What was begun stays begun, so a photograph that does this each time is found out like one that kills its worker.
+    A GPU that is lost again and again without a score in between ends the run: raises DeviceLost then.
+
+    journal: an actor that counts, by `lost`.
     """
     try:
         yield
     except DeviceLost as error:
         logger.critical("%s", error)
+        gpu = gpu_name()
+        times = ray.get(journal.lost.remote(gpu))
+        if times >= MOST_LOSSES:
+            raise DeviceLost(gone(gpu, times, error)) from error
         os._exit(EXIT_DEVICE_LOST)
+
+
+def gpu_name() -> str:
+    """Which GPU this process has: its node and its number there."""
+    context = ray.get_runtime_context()
+    return f"{','.join(context.get_accelerator_ids().get('GPU', []))} of node {context.get_node_id()[:8]}"
 
 
 def use_threads(networks: int) -> None:
@@ -340,6 +455,8 @@ def on_this_machine(plan: Plan, settings: WorkerSettings) -> Plan:
         if not torch.cuda.is_available():
             if plan.execution.fast:
                 raise ConfigurationError("--precision fast: a node to which Ray gives a GPU has no CUDA device")
+            if plan.policy.decoder == "nvjpeg":
+                raise ConfigurationError("--decoder nvjpeg: a node to which Ray gives a GPU has no CUDA device")
             logger.warning("no CUDA device on this node; scoring on its CPU")
             return replace(plan, device="cpu")
         if settings.gpu_share < 1:

@@ -17,9 +17,10 @@ change a pixel. Nothing is printed.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,6 +41,8 @@ from qualitygate.images.sniff import Format
 
 # Raised whenever the same bytes may give other pixels; part of every metric's fingerprint.
 DECODER_VERSION = 1
+# The same for what a GPU decodes, under --decoder nvjpeg.
+NVJPEG_VERSION = 1
 
 Box = tuple[int, int, int, int]  # x, y, w, h in pixels of the oriented, full-resolution photograph
 
@@ -63,20 +66,30 @@ class DecodePolicy:
         max_pixels: width times height above which a photograph is `too_large`, decided from its header.
         longest_side: None scores native resolution. N averages areas down to a longest side of at most N
             (OpenCV's INTER_AREA; never up); changes scores, hence part of the fingerprint.
+        decoder: "nvjpeg" lets a GPU decode plain JPEGs, where there is one, and this module the rest. Its pixels are
+            others, hence part of the fingerprint.
     """
 
     max_pixels: int = 100_000_000
     longest_side: int | None = None
+    decoder: Literal["strict", "nvjpeg"] = "strict"
 
     def __post_init__(self) -> None:
         if self.max_pixels < 1:
             raise ConfigurationError(f"max_pixels is {self.max_pixels}; give at least 1")
         if self.longest_side is not None and self.longest_side < 1:
             raise ConfigurationError(f"longest_side is {self.longest_side}; give at least 1, or leave it out")
+        if self.longest_side is not None and self.decoder == "nvjpeg":
+            raise ConfigurationError(
+                f"longest_side is {self.longest_side}, and what nvjpeg decodes stays on the GPU, where nothing resizes "
+                "it: leave one of the two out"
+            )
 
     def describe(self) -> dict[str, Any]:
         """What of this changes a score, as JSON: for the fingerprint."""
         resolution = "native" if self.longest_side is None else f"longest_side={self.longest_side}"
+        if self.decoder == "nvjpeg":
+            return {"decoder": f"nvjpeg {NVJPEG_VERSION}, else {DECODER_VERSION}", "resolution": resolution}
         return {"decoder": DECODER_VERSION, "resolution": resolution}
 
 
@@ -114,6 +127,78 @@ def decode(data: bytes, policy: DecodePolicy = DecodePolicy(), box: Box | None =
         raise
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A JPEG that a GPU may decode: data[:end] is the picture, to be turned by `orientation` and cut to `box`.
+
+    Attributes:
+        width, height: of the whole oriented photograph.
+        make, model, captured_at: as in `Decoded`.
+    """
+
+    data: bytes
+    end: int
+    orientation: int
+    box: Box | None
+    width: int
+    height: int
+    make: str | None
+    model: str | None
+    captured_at: datetime | None
+
+    @property
+    def pixels(self) -> int:
+        """Of the whole photograph."""
+        return self.width * self.height
+
+
+def for_a_gpu(data: bytes, policy: DecodePolicy, box: Box | None = None) -> Encoded | None:
+    """The file as a GPU may decode it; None for what `decode` must. Raises `ImageError` as `decode` for headers."""
+    if policy.decoder != "nvjpeg" or sniff.identify(data) is not Format.JPEG:
+        return None
+    bound = Bound(policy.max_pixels)
+    try:
+        found = jpeg.plain(data, bound)
+    except ImageError as error:
+        error.width, error.height = bound.width, bound.height
+        raise
+    if found is None:
+        return None
+    orientation = found.exif.orientation
+    width, height = (found.width, found.height) if orientation < 5 else (found.height, found.width)
+    if box is not None:
+        _check_box(box, width, height)
+    return Encoded(
+        data=data,
+        end=found.end,
+        orientation=orientation,
+        box=box,
+        width=width,
+        height=height,
+        make=found.exif.make,
+        model=found.exif.model,
+        captured_at=found.exif.captured_at,
+    )
+
+
+def pixels_by_header(data: bytes) -> int:
+    """How many pixels the file's header promises, by what its reader would ask for; 0 where it will refuse the file.
+
+    Nothing is decoded: a fraction of a millisecond, most of it for walking over a JPEG's markers.
+    """
+    bound = _HeaderOnly()
+    with suppress(ImageError, MemoryError):
+        _READERS[sniff.identify(data)](data, bound)
+    return (bound.width or 0) * (bound.height or 0)
+
+
+class _HeaderOnly(Bound):
+    """Admits nothing: readers ask before any pixel is decoded."""
+
+    def __init__(self) -> None:
+        super().__init__(max_pixels=0)
+
+
 def photograph_of(pixels: UInt8, policy: DecodePolicy) -> Photograph:
     """Pixels that were never a file, as a decoder would hand them over.
 
@@ -149,6 +234,13 @@ def _upright_part(raster: Raster, box: Box | None, width: int, height: int) -> U
     """Cuts before it turns, so that the copy is of the box alone."""
     if box is None:
         return turn_upright(raster.rgb, raster.orientation)
+    _check_box(box, width, height)
+    x, y, w, h = box
+    part = view_upright(raster.rgb, raster.orientation)[y : y + h, x : x + w]
+    return turn_upright(view_as_stored(part, raster.orientation).copy(), raster.orientation)
+
+
+def _check_box(box: Box, width: int, height: int) -> None:
     x, y, w, h = box
     if w < 1 or h < 1 or x < 0 or y < 0 or x + w > width or y + h > height:
         raise ImageError(
@@ -157,8 +249,6 @@ def _upright_part(raster: Raster, box: Box | None, width: int, height: int) -> U
             width=width,
             height=height,
         )
-    part = view_upright(raster.rgb, raster.orientation)[y : y + h, x : x + w]
-    return turn_upright(view_as_stored(part, raster.orientation).copy(), raster.orientation)
 
 
 def _at_resolution(rgb: UInt8, longest_side: int | None) -> UInt8:

@@ -1,16 +1,15 @@
 """A decoded photograph and what is computed from it once for all metrics."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 T = TypeVar("T")
+UInt8 = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
 class Photograph:
     """Pixels as every metric sees them.
 
@@ -18,16 +17,31 @@ class Photograph:
         resized by the policy.
     """
 
-    rgb: npt.NDArray[np.uint8]
-    _memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    __slots__ = ("_bring", "_memo", "_rgb", "height", "width")
+
+    def __init__(self, rgb: UInt8) -> None:
+        self._rgb: UInt8 | None = rgb
+        self._bring: Callable[[], UInt8] = lambda: rgb
+        self._memo: dict[str, Any] = {}
+        self.height, self.width = int(rgb.shape[0]), int(rgb.shape[1])
+
+    @classmethod
+    def elsewhere(cls, height: int, width: int, bring: Callable[[], UInt8], **known: Any) -> "Photograph":
+        """One whose pixels are on another device; `bring` fetches them, at most once, should someone want them here.
+
+        known: what `once` knows from the beginning, by key.
+        """
+        made = cls.__new__(cls)
+        made._rgb, made._bring, made._memo = None, bring, dict(known)
+        made.height, made.width = height, width
+        return made
 
     @property
-    def height(self) -> int:
-        return int(self.rgb.shape[0])
-
-    @property
-    def width(self) -> int:
-        return int(self.rgb.shape[1])
+    def rgb(self) -> UInt8:
+        """The pixels in this process's memory."""
+        if self._rgb is None:
+            self._rgb = self._bring()
+        return self._rgb
 
     def once(self, key: str, compute: Callable[["Photograph"], T]) -> T:
         """The value of `compute(self)`, computed at most once: metrics share luma and statistics by key."""

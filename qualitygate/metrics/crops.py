@@ -20,7 +20,7 @@ import torch
 
 from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
-from qualitygate.metrics.memory import is_out_of_memory, pixels, upload
+from qualitygate.metrics.memory import is_out_of_memory, made_up, pixels, upload
 from qualitygate.metrics.metric import Device, Score
 from qualitygate.metrics.precision import Precision
 from qualitygate.metrics.reference import full_precision
@@ -28,6 +28,8 @@ from qualitygate.metrics.reference import full_precision
 logger = logging.getLogger(__name__)
 
 SIDE = 224
+# On which no two crops of a grid coincide.
+_SIDE_OF_MADE_UP = 256
 
 # A CPU computes one crop after another: oneDNN and MKL choose their kernels by the shape of the batch, and a
 # score must not depend on its neighbours. A crop alone is work enough for the cores of one worker.
@@ -189,6 +191,11 @@ class CropScorer:
                 self._run(waiting, photographs, done, failures)
             totals = _totals(done, len(photographs))
         return [failures[i] if i in failures else self._score(np.asarray(total)) for i, total in enumerate(totals)]
+
+    def warm_up(self) -> None:
+        """Score made-up photographs: a full batch of crops, and a quarter of one."""
+        for size in (self.batch, -(-self.batch // 4)):
+            self(made_up(-(-size // self._count), _SIDE_OF_MADE_UP))
 
     def _tasks(self, photographs: Sequence[Photograph], failures: dict[int, Failure]) -> Iterator[_Task]:
         for owner, photograph in enumerate(photographs):

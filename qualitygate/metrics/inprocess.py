@@ -37,6 +37,7 @@ def score(
     device: Literal["auto", "cpu", "cuda"] = "cpu",
     precision: Precision = "float32",
     verified: str | None = None,
+    decoder: Literal["strict", "nvjpeg"] = "strict",
 ) -> pa.Table:
     """One row for each image, in order, with the columns and the numbers of the score table.
 
@@ -50,13 +51,15 @@ def score(
         there is one and a network is asked for.
     precision: `fast` for half precision on a GPU, of the metrics that passed in the file `verified` of
         'qualitygate verify'; others, and all on a CPU, are float32, and every row says by its fingerprint which.
+    decoder: `nvjpeg` decodes plain JPEGs on the GPU, with other pixels and so under another fingerprint; refused where
+        there is none.
 
     `image_id` is the path as given, or the position for images without one. An image that can't be read or
     scored gets a row that says why, as in the job. Raises ConfigurationError for unknown metrics and for things
     that are no images.
     """
     names = tuple(metrics.split(",")) if isinstance(metrics, str) else metrics
-    policy = DecodePolicy(max_pixels=max_pixels, longest_side=longest_side)
+    policy = DecodePolicy(max_pixels=max_pixels, longest_side=longest_side, decoder=decoder)
     parameters = Parameters(weights=weights, untrained=untrained)
     asked = tuple(name.strip() for name in (default_names(backend, parameters)[0] if names is None else names))
     plan = Plan(
@@ -69,6 +72,10 @@ def score(
     networks = any(metric.device == "gpu" for metric in plan.selected())
     if device == "cuda" or (device == "auto" and networks):
         plan = replace(plan, device=_present(device))
+    if decoder == "nvjpeg" and plan.device != "cuda":
+        raise ConfigurationError(
+            f"decoder='nvjpeg' needs a GPU, and with device={device!r} these metrics run on the CPU here; leave it out"
+        )
     if precision == "fast":
         execution, notes = verification.execution(plan, verified)
         for note in notes:

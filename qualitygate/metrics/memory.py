@@ -1,11 +1,17 @@
 """What every scorer on tensors does about memory: photographs uploaded once, lack of it recognised, a lost GPU too."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
+from qualitygate.errors import DeviceLost
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics.metric import Device
+
+# What a photograph's pixels are called once they are there.
+ON_GPU = "pixels on the GPU"
 
 # Where torch has no exception of its own: its CPU allocator, oneDNN, cuBLAS, cuSOLVER, cuDNN (under two names); and
 # its own one, quoted by the compiler in whose hands memory ended.
@@ -52,6 +58,21 @@ def is_device_lost(error: BaseException) -> bool:
     return any(_ends_the_context(one) for one in _chain(error))
 
 
+@contextmanager
+def telling_of_a_lost_gpu(during: str) -> Iterator[None]:
+    """Raises DeviceLost, in one line with the remedy, where what is done inside leaves the process without its GPU."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DeviceLost) or not is_device_lost(error):
+            raise
+        said = f"{error}".partition("\n")[0][:200]
+        raise DeviceLost(
+            f"this process has lost its GPU, as noticed by {during} ({type(error).__name__}: {said}); "
+            "start it again, and look at the driver's log (dmesg, Xid) should it come back"
+        ) from error
+
+
 def _lacks_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -78,11 +99,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = hidden if isinstance(hidden, BaseException) else shown
 
 
+def made_up(count: int, side: int) -> list[Photograph]:
+    """Photographs of noise, each with pixels of its own to upload, to make a GPU ready with."""
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return [Photograph(noise) for _ in range(count)]
+
+
 def pixels(photograph: Photograph, device: Device) -> torch.Tensor:
     """The photograph's pixels on the device, (H, W, 3) uint8; uploaded once for all metrics."""
     if device == "cpu":
         return torch.from_numpy(photograph.rgb)
-    return photograph.once("pixels on the GPU", lambda _: upload(torch.from_numpy(photograph.rgb), device))
+    return photograph.once(ON_GPU, lambda _: upload(torch.from_numpy(photograph.rgb), device))
 
 
 def upload(host: torch.Tensor, device: Device) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from qualitygate.errors import Failure
 from qualitygate.images.photograph import Photograph
@@ -14,6 +14,14 @@ Score = float | Failure
 Scorer = Callable[[Sequence[Photograph]], list[Score]]
 
 Device = Literal["cpu", "cuda"]
+
+
+@runtime_checkable
+class Warming(Protocol):
+    """A scorer whose first photographs would wait for kernels to be chosen, loaded and compiled."""
+
+    def warm_up(self) -> None:
+        """Score made-up photographs, by the shapes that are to come, so that the first real ones don't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

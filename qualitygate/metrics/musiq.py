@@ -365,6 +365,7 @@ def network(state_dict: Mapping[str, torch.Tensor], preset: Preset) -> Musiq:
 BATCH_TOKENS = {"cpu": 0, "cuda": 32768}
 # Patches in the encoder at once, 64 KB each after the first convolution: a CPU's cache, a GPU's cores.
 ENCODER_PATCHES = {"cpu": 128, "cuda": 4096}
+FEWEST_PATCHES = 64  # to which memory that ends halves them: 4 MB each way, below which it isn't the encoder's
 PADDED = 0.75  # shortest to longest sequence of a batch: below, padding costs more than a batch gains
 
 
@@ -389,6 +390,7 @@ class _Scorer:
         self._device = device
         self._name = name
         self._budget = BATCH_TOKENS[device]
+        self._patches = ENCODER_PATCHES[device]
         self._padded = compiled
         self._embed: Callable[..., torch.Tensor] = network.embed
         self._score: Callable[..., torch.Tensor] = network.score
@@ -413,6 +415,12 @@ class _Scorer:
                 found = [values] * len(batch) if isinstance(values, Failure) else map(self._checked, values.tolist())
                 scores |= zip((job.place for job in batch), found, strict=True)
         return [scores[place] for place in range(len(photographs))]
+
+    def warm_up(self) -> None:
+        """Score made-up photographs: a full batch of the encoder and an eighth, tokens without and with a mask."""
+        side = musiq_tokens.PATCH * math.isqrt(self._patches // 4)
+        self(memory.made_up(4, side))
+        self(memory.made_up(1, side) + memory.made_up(1, side - musiq_tokens.PATCH))
 
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
         """Photographs of like length together, the longest first, one size in a row, within the budget as it is."""
@@ -485,23 +493,41 @@ class _Scorer:
 
     def _embedded(self, pixels_BHWC: torch.Tensor, layout: tuple[musiq_tokens.Scale, ...]) -> Iterator[torch.Tensor]:
         """Embedded patches of photographs of one size, in order: (B, n, width) at a time."""
-        most = ENCODER_PATCHES[self._device]
-        for patches in musiq_tokens.patches(pixels_BHWC, layout, most):
-            count = patches.shape[0] * patches.shape[1]
-            parts = [self._embed(part) for part in self._parts(patches.flatten(0, 1), most)]
-            yield torch.cat(parts)[:count].unflatten(0, patches.shape[:2])
+        for patches in musiq_tokens.patches(pixels_BHWC, layout, self._patches):
+            yield self._encoded(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
 
-    def _parts(self, patches_NCHW: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
-        """At most `most` patches at once; a compiled encoder sees `most` or an eighth, filled up, and nothing else."""
-        if not self._padded:
-            yield from patches_NCHW.split(most)
-            return
-        eighth, start = most // 8, 0
+    def _encoded(self, patches_NCHW: torch.Tensor) -> torch.Tensor:
+        """The patch encoder's vectors, (N, width); fewer patches at once, for good, where its memory ends."""
+        parts, start = [], 0
         while start < len(patches_NCHW):
-            left = len(patches_NCHW) - start
-            size = most if left > most - eighth else eighth
-            yield functional.pad(patches_NCHW[start : start + size], (0, 0, 0, 0, 0, 0, 0, max(size - left, 0)))
-            start += size
+            part = patches_NCHW[start : start + self._size(len(patches_NCHW) - start)]
+            vectors = self._encoded_part(part)
+            if vectors is None:
+                if self._device == "cuda":
+                    torch.cuda.empty_cache()
+                self._patches //= 2
+                logger.warning("%s: no memory for its encoder; going on with %d patches", self._name, self._patches)
+                continue
+            parts.append(vectors)
+            start += len(part)
+        return torch.cat(parts)
+
+    def _size(self, left: int) -> int:
+        """Patches of the next call; a compiled encoder sees so many as fit or an eighth, and nothing else."""
+        eighth = self._patches // 8
+        return eighth if self._padded and left <= self._patches - eighth else self._patches
+
+    def _encoded_part(self, part_NCHW: torch.Tensor) -> torch.Tensor | None:
+        """(N, width), or None where memory was short and fewer patches are worth a try."""
+        count = len(part_NCHW)
+        try:
+            if self._padded:
+                part_NCHW = functional.pad(part_NCHW, (0, 0, 0, 0, 0, 0, 0, self._size(count) - count))
+            return self._embed(part_NCHW)[:count]
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or self._patches < 2 * FEWEST_PATCHES:
+                raise
+            return None
 
 
 def load(

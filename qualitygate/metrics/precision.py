@@ -25,6 +25,10 @@ EXACT = "float32"
 # an H100) and a minute of compiling. docs/performance.md says what was measured of it.
 COMPILE_FROM = 10_000
 
+# Photographs that a worker must have before it for a warm-up: it does the work of ten at most (a full batch and a
+# quarter of one, of HyperIQA's crops), so 4 % of these, where nothing else hides it.
+WARM_FROM = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
@@ -55,6 +59,11 @@ def check_gpu(execution: Execution, gpu: str) -> None:
             f"--precision fast was verified on {execution.gpu!r}, and this GPU is {gpu!r}: run 'qualitygate verify' on "
             "it, or leave --precision fast out"
         )
+
+
+def worth_warming(photographs: int, workers: int) -> bool:
+    """Whether each worker has enough photographs before it that made-up ones before them don't count."""
+    return photographs / max(workers, 1) >= WARM_FROM
 
 
 def worth_compiling(photographs: int, workers: int) -> bool:

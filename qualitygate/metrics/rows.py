@@ -17,23 +17,27 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
 from qualitygate.errors import RETRIED_CODES, DeviceLost, ErrorCode, Failure, ImageError
-from qualitygate.images.decode import Box, Decoded, DecodePolicy, decode
+from qualitygate.images.decode import Box, Decoded, DecodePolicy, Encoded, decode, for_a_gpu
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import PUBLISHED, REFERENCE, Execution, Parameters, select
-from qualitygate.metrics.metric import Device, Metric, Score, Scorer
+from qualitygate.metrics.metric import Device, Metric, Score, Scorer, Warming
 from qualitygate.metrics.precision import check_gpu
 from qualitygate.tables import scores, storage
 
+if TYPE_CHECKING:
+    from qualitygate.metrics.nvjpeg import GpuDecoder
+
 logger = logging.getLogger(__name__)
 
+Read = TypeVar("Read")
 Row = dict[str, Any]
 MAX_BYTES = 512 << 20
 REGIONS = ("whole", "box")
@@ -67,6 +71,7 @@ class Plan:
     execution: how networks are run on a GPU; a CPU knows the reference only, and fingerprints say what it computes.
     lazy: leaves out what a gate's vote doesn't need; metrics are then best in order of their cost.
     access: how stores are asked for photographs; changes no score.
+    formulas: where they run when `device` is a GPU; changes no more than the last digits of a score.
     """
 
     metrics: tuple[str, ...]
@@ -79,11 +84,13 @@ class Plan:
     lazy: LazyVote | None = None
     execution: Execution = REFERENCE
     access: storage.Access = storage.DEFAULT
+    formulas: Literal["gpu", "cpu"] = "gpu"
 
     def selected(self) -> list[Metric]:
         """The metrics themselves, in order."""
         execution = self.execution if self.device == "cuda" else REFERENCE
-        return select(self.metrics, self.backend, self.parameters, execution)
+        chosen = select(self.metrics, self.backend, self.parameters, execution)
+        return chosen if self.formulas == "gpu" else [_on_cpu(metric) for metric in chosen]
 
     def definitions(self) -> dict[str, dict[str, dict[str, Any]]]:
         """By metric and region, all that a score depends on besides the bytes: what its fingerprint stands for."""
@@ -97,6 +104,11 @@ class Plan:
             name: {region: fingerprint(definition) for region, definition in by_region.items()}
             for name, by_region in self.definitions().items()
         }
+
+
+def _on_cpu(metric: Metric) -> Metric:
+    """A formula that a GPU would compute too, on the CPU all the same; others as they are."""
+    return replace(metric, batched=False, load=lambda _: metric.load("cpu")) if metric.batched else metric
 
 
 def region_of(box: Sequence[int] | None) -> str:
@@ -145,16 +157,20 @@ class Prepared:
     """A row that lacks the networks' scores, or nothing.
 
     photograph: its pixels; None when no network is waiting for them.
+    encoded: in their place the file, where the GPU is to decode it; all metrics are waiting then.
     """
 
     row: Row
     previous: Row | None = None
     photograph: Photograph | None = None
+    encoded: Encoded | None = None
     waiting: tuple[Metric, ...] = ()
 
     @property
     def pixels(self) -> int:
         """Pixels held until the networks have seen them."""
+        if self.encoded:
+            return self.encoded.pixels
         return self.photograph.width * self.photograph.height if self.photograph else 0
 
 
@@ -169,8 +185,9 @@ def _unwatched(_: Sequence[str]) -> AbstractContextManager[None]:
 class RowScorer:
     """Scorers of one plan, loaded once, and the rows that they make.
 
-    Raises ConfigurationError where half precision was verified on another model of GPU than this process has; its
-    methods DeviceLost, and nothing else, once this process can't use its GPU any more.
+    Raises ConfigurationError where half precision was verified on another model of GPU than this process has, and where
+    its GPU is to decode JPEGs and can't; DeviceLost, and its methods nothing else, once this process can't use its GPU
+    any more.
     `seconds` adds up the time spent by stage (`fetch`, `decode`, each metric) since the last `take_seconds`.
     """
 
@@ -182,11 +199,37 @@ class RowScorer:
         self._plan = plan
         self._run_id = run_id
         self._metrics = plan.selected()
-        self._scorers: dict[str, Scorer] = {metric.name: metric.load(plan.device) for metric in self._metrics}
+        self._scorers: dict[str, Scorer] = {}
+        for metric in self._metrics:
+            with self._telling(f"{metric.name}'s load"):
+                self._scorers[metric.name] = metric.load(plan.device)
+        self._on_gpu: GpuDecoder | None = None
+        if plan.device == "cuda" and plan.policy.decoder == "nvjpeg":
+            from qualitygate.metrics import nvjpeg
+
+            self._on_gpu = nvjpeg.GpuDecoder()
         self._fingerprints = plan.fingerprints()
         self._seconds: dict[str, float] = defaultdict(float)
         # Photographs may be fetched and prepared in several threads.
         self._counting = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Make the GPU ready for the shapes that are to come; its time counts as `warm_up`. Nothing on a CPU.
+
+        What goes wrong but for the GPU's loss is left to the photographs, which say it better.
+        """
+        if self._plan.device != "cuda":
+            return
+        for name, scorer in self._scorers.items():
+            if not isinstance(scorer, Warming):
+                continue
+            try:
+                with self._timed("warm_up"), self._telling(f"{name}'s warm-up"):
+                    scorer.warm_up()
+            except DeviceLost:
+                raise
+            except Exception as error:
+                logger.warning("%s was not warmed up: %s: %s", name, type(error).__name__, error)
 
     def take_seconds(self) -> dict[str, float]:
         """Seconds by stage since the last call."""
@@ -240,7 +283,10 @@ class RowScorer:
             return Prepared(row=_with_status(row, request.previous))
         try:
             with self._timed("decode"):
-                decoded = _guarded_decode(fetched.data, self._plan.policy, request.box)
+                if self._on_gpu and (encoded := _guarded(for_a_gpu, fetched.data, self._plan.policy, request.box)):
+                    row |= _seen(encoded)
+                    return Prepared(row=row, previous=request.previous, encoded=encoded, waiting=tuple(wanted))
+                decoded = _guarded(decode, fetched.data, self._plan.policy, request.box)
         except ImageError as error:
             row["width"], row["height"] = error.width, error.height
             return Prepared(row=self._fail(row, wanted, error.failure))
@@ -301,10 +347,30 @@ class RowScorer:
         row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])
         return True
 
+    def _decoded(self, group: Sequence[Prepared]) -> list[Prepared]:
+        """The group with the pixels that it lacks, from the GPU or, where that refuses, as ever."""
+        files = [item.encoded for item in group if item.encoded]
+        if not files or self._on_gpu is None:
+            return list(group)
+        with self._timed("decode_on_gpu"), self._telling("nvJPEG"):
+            found = iter(self._on_gpu(files))
+        return [self._with_pixels(item, item.encoded, next(found)) if item.encoded else item for item in group]
+
+    def _with_pixels(self, item: Prepared, encoded: Encoded, photograph: Photograph | None) -> Prepared:
+        if photograph is None:
+            try:
+                with self._timed("decode"):
+                    photograph = _guarded(decode, encoded.data, self._plan.policy, encoded.box).photograph
+            except ImageError as error:
+                return Prepared(row=self._fail(item.row, item.waiting, error.failure))
+        return replace(item, photograph=photograph, encoded=None)
+
     def _finish(self, group: Sequence[Prepared], watch: Watch) -> list[Row]:
         waiting = [item for item in group if item.waiting]
         if waiting:
             with watch([item.row["image_id"] for item in waiting]):
+                group = self._decoded(group)
+                waiting = [item for item in group if item.waiting]
                 for metric in self._metrics:
                     members = [
                         item for item in waiting if metric in item.waiting and not self._needless(item.row, metric)
@@ -400,19 +466,15 @@ class RowScorer:
         if not photographs:
             return []
         try:
-            with self._timed(metric.name):
+            with self._timed(metric.name), self._telling(metric.name):
                 found = self._scorers[metric.name](photographs)
+        except DeviceLost:
+            raise
         except MemoryError:
             if len(photographs) == 1:
                 size = _size(photographs[0])
                 return [Failure(ErrorCode.OUT_OF_MEMORY, f"{metric.name}: no memory for {size}")]
         except Exception as error:
-            if self._lost(error):
-                said = f"{error}".partition("\n")[0][:200]
-                raise DeviceLost(
-                    f"this process has lost its GPU, as noticed by {metric.name} ({type(error).__name__}: {said}); "
-                    "start it again, and look at the driver's log (dmesg, Xid) should it come back"
-                ) from error
             # A scorer promises not to raise. If one does, that is our bug, but no reason to lose the run.
             if len(photographs) == 1:
                 logger.exception("%s raised for a photograph of %s", metric.name, _size(photographs[0]))
@@ -421,12 +483,13 @@ class RowScorer:
             return [_finite(metric, score) for score in found]
         return [score for photograph in photographs for score in self._scores(metric, [photograph])]
 
-    def _lost(self, error: Exception) -> bool:
+    def _telling(self, during: str) -> AbstractContextManager[None]:
+        """Raises DeviceLost where the GPU is lost inside; a CPU has none to lose."""
         if self._plan.device != "cuda":
-            return False
-        from qualitygate.metrics.memory import is_device_lost
+            return nullcontext()
+        from qualitygate.metrics.memory import telling_of_a_lost_gpu
 
-        return is_device_lost(error)
+        return telling_of_a_lost_gpu(during)
 
     def _store(self, row: Row, metric: Metric, score: Score) -> None:
         row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])
@@ -458,12 +521,17 @@ def _finite(metric: Metric, score: Score) -> Score:
     return score
 
 
-def _guarded_decode(data: bytes, policy: DecodePolicy, box: Sequence[int] | None) -> Decoded:
+def _guarded(
+    read: Callable[[bytes, DecodePolicy, Box | None], Read],
+    data: bytes,
+    policy: DecodePolicy,
+    box: Sequence[int] | None,
+) -> Read:
     if box is not None and len(box) != 4:
         raise ImageError(ErrorCode.UNSUPPORTED, f"box {list(box)} isn't four integers x, y, w, h")
     region: Box | None = (box[0], box[1], box[2], box[3]) if box is not None else None
     try:
-        return decode(data, policy, region)
+        return read(data, policy, region)
     except ImageError:
         raise
     except MemoryError as error:
@@ -474,7 +542,7 @@ def _guarded_decode(data: bytes, policy: DecodePolicy, box: Sequence[int] | None
         raise ImageError(ErrorCode.UNDECODABLE, f"decoder raised {type(error).__name__}: {error}"[:300]) from error
 
 
-def _seen(decoded: Decoded) -> Row:
+def _seen(decoded: Decoded | Encoded) -> Row:
     return {
         "width": decoded.width,
         "height": decoded.height,

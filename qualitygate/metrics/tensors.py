@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Pixels in work at once. Each costs some 150 bytes at the peak: a dozen planes of float64 and what they make.
 PIXELS = 1 << 24
+# Several of NIQE's blocks.
+_SIDE_OF_MADE_UP = 256
 
 Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int64]
 
@@ -96,6 +98,11 @@ class BatchScorer:
                 for index, row in zip(group, values_BK.cpu().numpy(), strict=True):
                     scores[index] = self._score(photographs[index], row)
         return [scores[index] for index in range(len(photographs))]
+
+    def warm_up(self) -> None:
+        """Score made-up photographs: two at once, which compiles, and one alone, which runs interpreted."""
+        for count in (2, 1):
+            self(memory.made_up(count, _SIDE_OF_MADE_UP))
 
     def _attempt(self, photographs: Sequence[Photograph]) -> torch.Tensor | None:
         try:

@@ -57,8 +57,15 @@ class Verification:
 def run(config: VerifyConfig, progress: Callable[[int], None] = lambda _: None) -> Verification:
     """Score the photographs both ways, compare, and write the file. `progress` is told how many more are done.
 
-    Raises ConfigurationError where there is nothing to compare.
+    Raises ConfigurationError where there is nothing to compare, DeviceLost where the GPU fails.
     """
+    from qualitygate.metrics.memory import telling_of_a_lost_gpu
+
+    with telling_of_a_lost_gpu("verify"):
+        return _run(config, progress)
+
+
+def _run(config: VerifyConfig, progress: Callable[[int], None]) -> Verification:
     parameters = Parameters(weights=config.weights, untrained=config.untrained)
     names = _networks(config, parameters)
     parameters = pinned(names, parameters)
@@ -221,7 +228,8 @@ def execution(plan: Plan, verified: str | None) -> tuple[Execution, list[str]]:
         raise ConfigurationError(
             f"--verified {storage.redact(verified)!r} is a forecast made on a CPU; run 'qualitygate verify' on a GPU"
         )
-    wanted = fast_fingerprints(plan, names)
+    # Whose pixels they are is another matter than how exactly networks compute with them.
+    wanted = fast_fingerprints(replace(plan, policy=replace(plan.policy, decoder="strict")), names)
     verdicts = {verdict.fingerprint: verdict for verdict in found.metrics}
     fast, notes = [], []
     for name in names:

@@ -93,6 +93,12 @@ class Growing:
         with self._changed:
             return sum(self._files)
 
+    @property
+    def waiting(self) -> int:
+        """Of these, in no portion yet."""
+        with self._changed:
+            return sum(self._files[self._taken :])
+
     def portion(self) -> Manifest | None:
         """What was listed since the last call, once there is anything; None when all has been handed out.
 

@@ -9,7 +9,7 @@ import pytest
 from job_helpers import Silent, write_photographs
 
 import qualitygate
-from qualitygate.cluster import scoring, scoring_input
+from qualitygate.cluster import planning, scoring, scoring_input
 from qualitygate.config import ScoreConfig
 from qualitygate.tables import growing, scores
 
@@ -51,8 +51,13 @@ def test_the_first_photographs_are_scored_before_the_last_are_listed(
         input=str(tmp_path / "in"), output=str(tmp_path / "out"), metrics=("lapm",), ray_address="local"
     )
     progress = Silent()
+    whole: list[int] = []
+    compiled = planning.compiled
+    monkeypatch.setattr(planning, "compiled", lambda plan, pool, rows: whole.append(rows) or compiled(plan, pool, rows))
     stats = scoring.run(config, progress).stats
     assert seen == [6]
+    # Whether compiling pays is seen by all that is known, not by a portion.
+    assert whole == [6, 12]
     assert stats["manifest"]["by_status"] == {"ok": 12}
     assert stats["scored"]["rows"] == 12
     assert any("while the listing goes on" in note for note in progress.notes)

@@ -75,7 +75,10 @@ def test_tasks_are_seconds_of_work_and_slow_stores_are_asked_ahead(
     pool = planning.plan_pool(config, plan, MACHINE, 100_000, cost)
     assert (pool.task, pool.prefetch) == (task, prefetch)
     # The user's word and the end of the run count for more.
-    assert planning.plan_pool(config.model_copy(update={"batch_size": 7}), plan, MACHINE, 100_000, cost).task == 7
+    assert planning.plan_pool(config.model_copy(update={"task_size": 7}), plan, MACHINE, 100_000, cost).task == 7
+    # How many the networks get at once is another matter.
+    batches = planning.plan_pool(config.model_copy(update={"batch_size": 7}), plan, MACHINE, 100_000, cost)
+    assert (batches.task, batches.batch_size) == (task if cost else 7, 7)
     assert planning.plan_pool(config, plan, MACHINE, 16, cost).task == 1
     assert f"tasks of {task} photograph" in str(pool)
 
@@ -155,7 +158,7 @@ def test_a_store_is_the_bottleneck_only_where_workers_wait_for_it(
     worker._scorer = SimpleNamespace(fetch=fetched, prepare=lambda *_: "photograph", finished=finished)  # type: ignore[assignment]
     worker._watchdog = SimpleNamespace(watching=lambda _: nullcontext())  # type: ignore[assignment]
     worker._fetchers, worker._decoders = _Threads(clock, fetch), _Threads(clock, 0.0)  # type: ignore[assignment]
-    worker._waited, worker._at_once = defaultdict(float), 4
+    worker._waited, worker._at_once, worker._cold = defaultdict(float), 4, False
     worker._straight([Request(image_id=str(number), uri=f"s3://b/{number}") for number in range(count)])
     if bottleneck == "lapm":
         assert fetch <= worker._waited["wait_for_fetch"] <= 2 * fetch

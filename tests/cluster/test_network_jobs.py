@@ -274,6 +274,11 @@ def test_pools_of_networks_on_gpus_and_without_any() -> None:
     )
     chosen = ScoreConfig(input="i", output="o", batch_size=5, gpus_per_worker=2)
     assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).batch_size == 5
+    # A task on a GPU is as many batches as otherwise, unless its own size is given.
+    assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).task == 40
+    own = chosen.model_copy(update={"task_size": 12})
+    assert planning.plan_pool(own, on_gpu, machine, rows=10_000).task == 12
+    assert planning.plan_pool(own, on_gpu, machine, rows=10_000).batch_size == 5
     assert planning.plan_pool(chosen, on_gpu, machine, rows=10_000).workers == 1
     laptop = session.Cluster(cpus=8, gpus=0, local=True)
     for device in ("auto", "cuda", "cpu"):

@@ -310,7 +310,10 @@ class SlowNetwork(workers.ScoringWorker):
         self._scorer._scorers["hyperiqa"] = score
 
 
-def test_a_network_that_takes_too_long_costs_its_own_score_alone(tmp_path: Path, silent: Silent) -> None:
+@pytest.mark.parametrize("task_size", [1, 4])
+def test_a_network_that_takes_too_long_costs_its_own_score_alone(
+    tmp_path: Path, silent: Silent, task_size: int
+) -> None:
     import sys
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -325,6 +328,7 @@ def test_a_network_that_takes_too_long_costs_its_own_score_alone(tmp_path: Path,
         image_timeout_s=3,
         workers=1,
         batch_size=4,
+        task_size=task_size,
     )
     rows = _rows(tmp_path / "out")
     assert [rows[name]["status"] for name in names] == ["partial", "ok", "ok", "ok"]

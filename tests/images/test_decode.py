@@ -29,7 +29,7 @@ from malformed import chunk, encode, exif, png, png_16, stored_for
 from PIL import Image
 
 from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
-from qualitygate.images.decode import DecodePolicy, decode
+from qualitygate.images.decode import DecodePolicy, decode, pixels_by_header
 from qualitygate.images.exif import parse as parse_exif
 from qualitygate.images.formats import tiff_codecs
 
@@ -93,6 +93,18 @@ def test_each_odd_file_has_its_outcome(name: str) -> None:
     assert rgb.shape == (decoded.height, decoded.width, 3)
     assert rgb.flags.c_contiguous
     assert rgb.flags.writeable
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_the_header_promises_the_pixels_that_come(name: str) -> None:
+    """As stored, so that what is decoded ahead can be bounded before it is decoded."""
+    data, expected = CORPUS[name]
+    promised = pixels_by_header(data)
+    if expected == "ok":
+        decoded = decode(data)
+        assert promised == decoded.width * decoded.height
+    if name.startswith("bomb"):
+        assert promised > DecodePolicy().max_pixels
 
 
 def test_the_corpus_is_large_and_the_same_each_time(tmp_path: Path) -> None:

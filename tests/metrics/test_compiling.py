@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qualitygate.metrics import compiling, hyperiqa, maniqa, memory, musiq
-from qualitygate.metrics.precision import COMPILE_FROM, worth_compiling
+from qualitygate.metrics.precision import COMPILE_FROM, WARM_FROM, worth_compiling, worth_warming
 
 
 @pytest.fixture(autouse=True)
@@ -159,3 +159,6 @@ def test_short_runs_are_not_compiled() -> None:
     assert not worth_compiling(COMPILE_FROM - 1, workers=1)
     assert worth_compiling(COMPILE_FROM, workers=1)
     assert not worth_compiling(COMPILE_FROM, workers=2)
+    assert not worth_warming(WARM_FROM - 1, workers=1)
+    assert worth_warming(WARM_FROM, workers=1)
+    assert not worth_warming(WARM_FROM, workers=2)

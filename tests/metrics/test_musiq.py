@@ -278,6 +278,47 @@ def test_short_memory_halves_the_batch_and_keeps_the_order(monkeypatch):
     assert max(sizes) <= 4, "it forgot what didn't fit"
 
 
+def test_short_memory_of_the_encoder_halves_its_patches_and_no_batch(monkeypatch):
+    """It sees as many patches whatever the number of photographs, so a smaller batch would not help."""
+    state = musiq.seeded_state_dict(3, SMALL)
+    photographs = [noise(500, 600)] + [noise(300, 320, seed) for seed in range(3)]
+    expected = musiq.load(state, SMALL, "cpu")(photographs)
+    monkeypatch.setitem(musiq.ENCODER_PATCHES, "cpu", 256)
+    monkeypatch.setitem(musiq.BATCH_TOKENS, "cpu", 100_000)
+    for padded in (False, True):
+        scorer = musiq.load(state, SMALL, "cpu")
+        scorer._padded = padded
+        embed, sizes = scorer._embed, []
+
+        def short_of_memory(patches, embed=embed, sizes=sizes):
+            sizes.append(len(patches))
+            if len(patches) > 150:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return embed(patches)
+
+        monkeypatch.setattr(scorer, "_embed", short_of_memory)
+        budget = scorer._budget
+        assert scorer(photographs) == pytest.approx(expected, rel=1e-5)
+        assert scorer._patches == 128
+        assert scorer._budget == budget
+        sizes.clear()
+        scorer(photographs)
+        assert max(sizes) <= 128, "it forgot what didn't fit"
+        assert not padded or set(sizes) <= {128, 16}
+
+
+def test_an_encoder_that_has_no_memory_for_a_few_patches_fails_its_photograph_alone(monkeypatch):
+    scorer = musiq.load(musiq.seeded_state_dict(3, SMALL), SMALL, "cpu")
+
+    def short_of_memory(patches):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(scorer, "_embed", short_of_memory)
+    (failure,) = scorer([noise(300, 320)])
+    assert failure.code is ErrorCode.OUT_OF_MEMORY
+    assert scorer._patches == musiq.FEWEST_PATCHES
+
+
 def test_short_memory_of_a_cpu_is_a_failure_and_other_errors_are_errors(monkeypatch):
     scorer = musiq.load(musiq.seeded_state_dict(3, SMALL), SMALL, "cpu")
     photographs = [noise(50, 60)]

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qualitygate.images.decode import Encoded
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import (
     crops,
@@ -23,6 +24,7 @@ from qualitygate.metrics import (
     memory,
     musiq,
     musiq_tokens,
+    nvjpeg,
     scene_tensors,
     tensors,
 )
@@ -185,3 +187,23 @@ def test_crops_stay_where_they_were_cut(mode):
     mixed = crops.stack(cut)
     assert stays_there(mixed, 2, 3, 224, 224)
     assert stays_there(crops.filled_up(mixed, 5), 5, 3, 224, 224)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_what_is_decoded_there_stays_there(mode, orientation):
+    """Turned, cut, given to networks of crops and to formulas: nothing travels either way."""
+    box = (20, 10, 280, 260)
+    files = [
+        Encoded(
+            data=b"JPEG", end=4, orientation=orientation, box=box, width=310, height=290,
+            make=None, model=None, captured_at=None,
+        )
+    ]  # fmt: skip
+    stored = (3, 310, 290) if orientation == 6 else (3, 290, 310)
+    decoder = nvjpeg.GpuDecoder(lambda given: [torch.empty(stored, dtype=torch.uint8, device="cuda") for _ in given])
+    with Journeys() as journeys:
+        (found,) = decoder(files)
+        assert stays_there(memory.pixels(found, "cuda"), 260, 280, 3)
+        assert stays_there(crops.cut(found, crops.Crop(top=30, left=0, times=1), "cuda"), 224, 224, 3)
+        assert (found.height, found.width) == (260, 280)
+    assert journeys.sent == journeys.waits == []

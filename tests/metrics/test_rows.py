@@ -267,6 +267,20 @@ def test_on_a_gpu_formulas_too_take_several_photographs(monkeypatch: pytest.Monk
     assert found["cpu"] == found["cuda"] == [(str(i), float(i), "ok") for i in range(5)]
 
 
+def test_formulas_may_run_on_the_cores_beside_a_gpu() -> None:
+    """One photograph after another as on a CPU, by the same kernels, before the networks have them."""
+    plan = Plan(metrics=("niqe", "lapm", "wavs-coef"), device="cuda", formulas="cpu")
+    assert not any(metric.takes_several("cuda") for metric in plan.selected())
+    assert plan.fingerprints() == replace(plan, formulas="gpu").fingerprints()
+    assert [metric.takes_several("cuda") for metric in replace(plan, formulas="gpu").selected()] == [True, True, False]
+    (photograph,) = _photographs([20])
+    prepared = RowScorer(replace(plan, metrics=("lapm",)), run_id="r").prepare_photograph("a", photograph)
+    assert prepared.waiting == ()
+    assert (
+        prepared.row["lapm"] == RowScorer(Plan(metrics=("lapm",)), run_id="r").photograph_row("a", photograph)["lapm"]
+    )
+
+
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_a_lost_gpu_fails_no_photograph_but_the_process(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     calls: list[int] = []

@@ -15,7 +15,7 @@ import qualitygate
 from qualitygate import cli
 from qualitygate.cluster import planning
 from qualitygate.config import ScoreConfig, VerifyConfig
-from qualitygate.errors import ConfigurationError, ErrorCode, Failure
+from qualitygate.errors import ConfigurationError, DeviceLost, ErrorCode, Failure
 from qualitygate.images.decode import DecodePolicy
 from qualitygate.metrics import Execution, Parameters, comparison, hyperiqa, verification
 from qualitygate.metrics.rows import Plan, RowScorer
@@ -258,6 +258,18 @@ def test_long_runs_on_gpus_are_compiled() -> None:
     assert planning.compiled(on_gpu, pool, 10**6).execution == Execution(fast=("musiq",), compiled=True)
     assert planning.compiled(on_gpu, pool, 1000) == on_gpu
     assert planning.compiled(plan("musiq"), pool, 10**6) == plan("musiq")
+
+
+def test_a_gpu_that_is_lost_while_verifying_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported")
+
+    monkeypatch.setattr(verification, "_run", lost)
+    with pytest.raises(
+        DeviceLost, match=r"lost its GPU, as noticed by verify .*illegal memory access.*dmesg"
+    ) as caught:
+        verification.run(VerifyConfig(input="i", output="o"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore:there is no CUDA device")

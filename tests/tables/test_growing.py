@@ -46,10 +46,11 @@ def test_portions_come_while_the_listing_goes_on_and_are_the_listing(
         first = found.portion()
         assert first is not None
         assert _ids(first) == ["c", "a"]
-        assert found.rows == 2
+        assert (found.rows, found.waiting) == (2, 0)
         assert _ids(found.all()) == ["c", "a"]
         go.set()
         assert found.wait(30)
+        assert (found.rows, found.waiting) == (4, 2)
         rest = found.portion()
         assert rest is not None
         assert _ids(rest) == ["b", "d"]

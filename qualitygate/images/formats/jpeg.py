@@ -54,6 +54,8 @@ _UNSUPPORTED_FRAMES = {
 # A legal file needs a few dozen at the most; each empty one still walks over the whole image.
 _MAX_SCANS = 100
 _NOT_SENT = -1
+# Of luma, beside chroma of 1x1: 4:4:4, 4:2:2, 4:2:0, 4:4:0.
+_USUAL_SAMPLINGS = ((1, 1), (2, 1), (2, 2), (1, 2))
 _MAX_SEGMENTS = 20_000
 # In a scan a marker is 0xFF and neither a stuffed zero, a restart marker nor a fill byte.
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -106,6 +108,52 @@ def read(data: bytes, bound: Bound) -> Raster:
     metadata = exif.parse(layout.exif_block)
     rgb = _decode_or_repair(data, layout)
     return Raster(rgb=rgb, orientation=metadata.orientation, exif=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain:
+    """A picture that other decoders read as this one does: data[:end] is all of it, `width` x `height` as stored."""
+
+    end: int
+    width: int
+    height: int
+    exif: exif.Exif
+
+
+def plain(data: bytes, bound: Bound) -> Plain | None:
+    """What the markers say of a file that needs none of this module's care, without decoding; None for all others.
+
+    Plain are grey and YCbCr pictures in one baseline scan, with an end marker, nothing between their segments and no
+    run of equal bytes at their end. Raises `ImageError` as `read` does for what the markers tell. Not looked at are the
+    coded data themselves: what is damaged or missing inside them, decoders that don't mind decode.
+    """
+    layout = parse(data)
+    _check_frame(layout, bound)
+    _check_complete(layout)
+    if layout.end is None or not _is_plain(data, layout):
+        return None
+    metadata = exif.parse(layout.exif_block)
+    return Plain(end=layout.end + 2, width=layout.width, height=layout.height, exif=metadata)
+
+
+def _is_plain(data: bytes, layout: Layout) -> bool:
+    starts = [segment.start for segment in layout.segments]
+    adjacent = [2, *(segment.stop for segment in layout.segments)] == [*starts, layout.end]
+    once = layout.frame_marker == _BASELINE and layout.scans == 1
+    samplings = list(layout.samplings.values())
+    usual = samplings in ([(1, 1)], *([luma, (1, 1), (1, 1)] for luma in _USUAL_SAMPLINGS))
+    return adjacent and once and usual and _is_ycbcr(data, layout) and _last_run(data, layout) <= _KEPT
+
+
+def _is_ycbcr(data: bytes, layout: Layout) -> bool:
+    """Whether all that says how colours are stored says grey or YCbCr: decoders weigh what contradicts differently."""
+    bodies = [(segment.marker, data[segment.body : segment.stop]) for segment in layout.segments]
+    adobe = [body for marker, body in bodies if marker == _APP14 and body.startswith(b"Adobe")]
+    jfif = any(marker == _APP0 and body.startswith(b"JFIF\x00") for marker, body in bodies)
+    if len(layout.samplings) == 1:
+        return not adobe
+    transformed = all(len(body) >= 12 and body[11] == 1 for body in adobe)
+    return transformed and (jfif or bool(adobe) or list(layout.samplings) == [1, 2, 3])
 
 
 def parse(data: bytes) -> Layout:

@@ -1,0 +1,109 @@
+"""JPEGs decoded on the GPU that scores them, by nvJPEG through torchvision: an option where CPUs can't keep up.
+
+Only plain files come here (images/formats/jpeg.py says which), their headers checked on the CPU; what nvJPEG refuses
+goes back to the strict decoder. Pixels stay on the GPU. They are not the strict decoder's: the inverse transform
+rounds elsewhere, and subsampled chroma is repeated where libjpeg smooths it (torchvision asks for nvJPEG's defaults).
+And nvJPEG fills in what is damaged or missing inside the coded data, where the strict decoder refuses the file: see
+docs/metrics.md. Everything here needs torch.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from qualitygate.errors import ConfigurationError
+from qualitygate.images.decode import Encoded
+from qualitygate.images.photograph import Photograph
+from qualitygate.metrics import memory
+
+# Files as (bytes,) uint8 in the CPU's memory -> (3, H, W) uint8 RGB each, on the GPU.
+Decode = Callable[[list[torch.Tensor]], list[torch.Tensor]]
+
+
+def by_torchvision(files: list[torch.Tensor]) -> list[torch.Tensor]:
+    """nvJPEG's pixels. Raises RuntimeError where one of the files is more than it can do."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    # It writes from a stream of its own into memory that work still queued on this one may be reading.
+    torch.cuda.current_stream().synchronize()
+    with warnings.catch_warnings():
+        # It is to move to another package.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found: list[torch.Tensor] = decode_jpeg(files, mode=ImageReadMode.RGB, device="cuda")
+    return found
+
+
+class GpuDecoder:
+    """Decodes several files at once; raises ConfigurationError at its start where torchvision has no nvJPEG.
+
+    decode: the tests name others than nvJPEG.
+    """
+
+    def __init__(self, decode: Decode | None = None) -> None:
+        self._decode = decode or by_torchvision
+        try:
+            with memory.telling_of_a_lost_gpu("nvJPEG's start"):
+                self._decode([_as_tensor(_sample())])
+        except (RuntimeError, ImportError, AttributeError) as error:
+            said = f"{error}".partition("\n")[0][:200]
+            raise ConfigurationError(
+                f"--decoder nvjpeg: torchvision can't decode JPEGs on this GPU ({said}); install one built with "
+                "nvJPEG, as pip's for CUDA are, or leave --decoder nvjpeg out"
+            ) from error
+
+    def __call__(self, files: Sequence[Encoded]) -> list[Photograph | None]:
+        """A photograph with its pixels on the GPU for each; None for those that are left to the strict decoder."""
+        found: list[Photograph | None] = []
+        for file, stored in zip(files, self._stored(files), strict=True):
+            turned = file.orientation >= 5
+            expected = (3, file.width, file.height) if turned else (3, file.height, file.width)
+            fits = stored is not None and tuple(stored.shape) == expected
+            found.append(_photograph(upright(stored, file)) if stored is not None and fits else None)
+        return found
+
+    def _stored(self, files: Sequence[Encoded]) -> list[torch.Tensor | None]:
+        """Pixels as stored, (3, H, W); of several of which one can't be decoded, by halves."""
+        if not files:
+            return []
+        try:
+            return list(self._decode([_as_tensor(file.data[: file.end]) for file in files]))
+        except RuntimeError as error:
+            if memory.is_device_lost(error):
+                raise
+        if len(files) == 1:
+            return [None]
+        torch.cuda.empty_cache()
+        half = len(files) // 2
+        return self._stored(files[:half]) + self._stored(files[half:])
+
+
+def upright(stored_CHW: torch.Tensor, file: Encoded) -> torch.Tensor:
+    """The photograph or its box as it is to be seen: (H, W, 3), contiguous; as images/pixels.py does on a CPU."""
+    rgb = stored_CHW.permute(1, 2, 0)
+    if file.orientation >= 5:
+        rgb = rgb.transpose(0, 1)
+    axes = [0] * (file.orientation in (3, 4, 7, 8)) + [1] * (file.orientation in (2, 3, 6, 7))
+    if axes:
+        rgb = rgb.flip(axes)
+    if file.box is not None:
+        x, y, w, h = file.box
+        rgb = rgb[y : y + h, x : x + w]
+    return rgb.contiguous()
+
+
+def _photograph(pixels_HWC: torch.Tensor) -> Photograph:
+    height, width = pixels_HWC.shape[:2]
+    return Photograph.elsewhere(height, width, lambda: pixels_HWC.cpu().numpy(), **{memory.ON_GPU: pixels_HWC})
+
+
+def _as_tensor(data: bytes) -> torch.Tensor:
+    # A copy of its own: torch wants memory that could be written to.
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _sample() -> bytes:
+    import cv2
+
+    return cv2.imencode(".jpg", np.full((16, 16, 3), 128, np.uint8))[1].tobytes()

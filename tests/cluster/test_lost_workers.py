@@ -1,0 +1,298 @@
+"""Workers that die, lose their GPU or get large photographs: what is done again, how often, how much is held."""
+
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from job_helpers import Silent, write_photographs
+
+from qualitygate.cluster import fitting, losses, predicting_worker, scoring, study_worker, training_worker, workers
+from qualitygate.config import ScoreConfig
+from qualitygate.errors import DeviceLost, QualityGateError
+from qualitygate.metrics.rows import Plan, Request, Row
+
+pytestmark = [pytest.mark.cluster]
+LOST = "CUDA error: an illegal memory access was encountered"
+
+
+def _plain(actor: Any, *arguments: Any, **options: Any) -> Any:
+    """The class of an actor without Ray."""
+    return actor.__ray_metadata__.modified_class(*arguments, **options)
+
+
+def _answering(journal: Any) -> Any:
+    """The same journal with `remote` on each method, which answers at once."""
+    names = [name for name in dir(journal) if not name.startswith("_")]
+    return SimpleNamespace(**{name: SimpleNamespace(remote=getattr(journal, name)) for name in names})
+
+
+# ---- what is done again ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> workers.ScoringWorker:
+    """Notes which photographs were scored together, and which alone."""
+    monkeypatch.setattr(workers, "ray", SimpleNamespace(get=lambda answer, **_: answer))
+    made = workers.ScoringWorker.__new__(workers.ScoringWorker)
+    made._journal = _answering(_plain(workers.CrashJournal))
+    made._device = "cpu"
+    made.together, made.alone = [], []  # type: ignore[attr-defined]
+
+    def straight(requests: Sequence[Request]) -> list[Row]:
+        made.together.extend(request.image_id for request in requests)  # type: ignore[attr-defined]
+        return [{"image_id": request.image_id} for request in requests]
+
+    def care(requests: Sequence[Request]) -> list[Row]:
+        made.alone.extend(request.image_id for request in requests)  # type: ignore[attr-defined]
+        return [{"image_id": request.image_id} for request in requests]
+
+    made._straight, made._with_care = straight, care  # type: ignore[method-assign]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("begun", "too_long", "alone"),
+    [
+        (1, (), ""),
+        (2, (), ""),  # a node was lost, most likely: as before
+        (3, (), "abcd"),  # twice: one of them kills workers
+        (2, ("c",), "c"),
+        (2, ("b", "d"), "bd"),  # a group that took too long
+    ],
+)
+def test_what_comes_back_is_scored_alone_only_under_suspicion(
+    worker: Any, begun: int, too_long: tuple[str, ...], alone: str
+) -> None:
+    if too_long:
+        worker._journal.took_too_long.remote(too_long)
+    rows = worker._rows([Request(image_id=name, uri=name) for name in "abcd"], begun)
+    assert [row["image_id"] for row in rows] == list("abcd")
+    assert worker.alone == list(alone)
+    assert worker.together == [name for name in "abcd" if name not in alone]
+
+
+def test_only_a_photograph_by_itself_is_convicted_of_taking_too_long(worker: Any) -> None:
+    journal = worker._journal
+    journal.took_too_long.remote(["a", "b"])
+    journal.took_too_long.remote(["b"])
+    worker._timeout_s = 5.0
+    before = {name: journal.begin_image.remote(name) for name in "ab"}
+    assert worker._conviction(before["a"]) is None
+    assert worker._conviction(before["b"]).code == "worker_crash"
+    journal.end_image.remote("a")
+    assert journal.suspects.remote(["a", "b"]) == ["b"]
+
+
+def test_a_photograph_alone_in_its_group_keeps_what_the_formulas_said(worker: Any, monkeypatch: Any) -> None:
+    """Also where it was never scored with care: what was over time was a network."""
+    reported: list[Any] = []
+    monkeypatch.setattr(workers.os, "_exit", lambda code: reported.append(code))
+    watchdog = workers.Watchdog(0.05, lambda ids, in_networks: reported.append((list(ids), in_networks)))
+    worker._watchdog = watchdog
+    with worker._watching_networks(["a"]):
+        deadline = workers.time.monotonic() + 10
+        while workers.EXIT_OVER_TIME not in reported and workers.time.monotonic() < deadline:
+            workers.time.sleep(0.01)
+    assert reported[:2] == [(["a"], True), workers.EXIT_OVER_TIME]
+    worker._journal.took_too_long.remote(["a"], in_networks=True)
+    before = worker._journal.begin_image.remote("a")
+    assert before.over_time
+    assert before.in_networks
+    worker._journal.took_too_long.remote(["b"])
+    assert not worker._journal.begin_image.remote("b").in_networks
+
+
+# ---- how much is held ------------------------------------------------------------------------------------
+
+
+class _Slots:
+    """A pool whose tasks are done at once, and which knows how much of them nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+        self.most = self.longest = 0
+
+    def submit(self, function: Any, item: int) -> "Any":
+        self.held.append(item)
+        self.most, self.longest = max(self.most, sum(self.held)), max(self.longest, len(self.held))
+        return SimpleNamespace(result=lambda: function(self.held.pop(0)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "longest"),
+    [
+        ([1] * 40, 6, 6),  # small ones: by their number
+        ([50] * 12, 100, 2),  # large ones: by their bytes
+        ([1, 300, 1, 1, 50, 60, 1], 300, 3),  # one alone may have more
+    ],
+)
+def test_what_is_decoded_ahead_is_bounded_by_bytes(sizes: list[int], most: int, longest: int) -> None:
+    pool = _Slots()
+    ahead = workers._ahead(pool, lambda item: item, iter(sizes), most=6, size=lambda item: item, most_bytes=100)  # type: ignore[arg-type]
+    assert [future.result() for future in ahead] == sizes
+    assert (pool.most, pool.longest) == (most, longest)
+
+
+@pytest.mark.parametrize(("side", "most"), [(64, 10), (400, 3)])
+def test_a_worker_holds_few_large_photographs_and_many_small_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, side: int, most: int
+) -> None:
+    """The sizes are those of the files' headers: fetched and decoded through the worker's own pools."""
+    names = write_photographs(tmp_path, 12, side=side)
+    worker = workers.ScoringWorker.__new__(workers.ScoringWorker)
+    worker._settings = workers.WorkerSettings(run_id="r", image_timeout_s=9, decoders=2)
+    scorer = worker._scorer = workers.RowScorer(Plan(metrics=("lapm",)), run_id="r")
+    worker._at_once, worker._waited, worker._cold = 8, workers.defaultdict(float), False
+    worker._watchdog = workers.Watchdog(60, lambda *_: None)
+    worker._fetchers, worker._decoders = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
+    # Three photographs of 400 pixels a side, which are up to 406 wide.
+    monkeypatch.setattr(workers, "_DECODED_BYTES_A_DECODER", 3 * 3 * 400 * 406 // 2)
+    held, ahead = [], workers._ahead
+
+    def noted(pool: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        submitted: list[Any] = []
+
+        def submit(function: Any, item: Any) -> Any:
+            submitted.append(pool.submit(function, item))
+            return submitted[-1]
+
+        for taken, future in enumerate(ahead(SimpleNamespace(submit=submit), *arguments, **options)):  # type: ignore[arg-type]
+            held.append(len(submitted) - taken)
+            yield future
+
+    monkeypatch.setattr(workers, "_ahead", noted)
+    rows = list(scorer.finished(worker._prepared([Request(image_id=n, uri=str(tmp_path / n)) for n in names])))
+    assert [row["status"] for row in rows] == ["ok"] * 12
+    assert max(held) == most
+
+
+# ---- GPUs that are lost ----------------------------------------------------------------------------------
+
+
+def test_losses_count_in_a_row_by_gpu() -> None:
+    found = losses.Losses()
+    assert [found.lost("a"), found.lost("b"), found.lost("a")] == [1, 1, 2]
+    found.worked("a")
+    assert [found.lost("a"), found.lost("b")] == [1, 2]
+
+
+class LosesItsGpuEachTime(workers.ScoringWorker):
+    """Believes in a GPU that is broken."""
+
+    def __init__(self, plan: Plan, settings: workers.WorkerSettings, *others: Any) -> None:
+        super().__init__(plan, settings, *others)
+        self._scorer._plan, self._device = replace(plan, device="cuda"), "cuda"
+
+        def score(photographs: Any) -> list[Any]:
+            raise RuntimeError(LOST)
+
+        self._scorer._scorers["lapm"] = score
+
+
+def test_a_broken_gpu_ends_the_run_with_one_line(
+    ray_session: object, tmp_path: Path, silent: Silent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    write_photographs(tmp_path / "in", 6)
+    config = ScoreConfig(
+        input=str(tmp_path / "in"), output=str(tmp_path / "out"), metrics=("lapm",), workers=1, commit_rows=2
+    )
+    with pytest.raises(QualityGateError) as caught:
+        scoring.run(config, silent, worker=LosesItsGpuEachTime)
+    told = str(caught.value)
+    assert "\n" not in told
+    assert int(re.findall(r"was lost (\d+) times without a result", told)[0]) >= losses.MOST_LOSSES
+    assert "illegal memory access" in told
+    assert told.endswith("repair it; what arrived is committed, run the same command again")
+    assert silent.rows == 0
+    assert "Traceback" not in told
+
+
+def test_a_studys_queue_ends_it_after_as_many_losses_without_an_epoch() -> None:
+    queue = _plain(study_worker.Queue, 40, together=False)
+    for _ in range(losses.MOST_LOSSES - 1):
+        queue.lost("0 of node a", LOST)
+    queue.worked("0 of node a")
+    for _ in range(losses.MOST_LOSSES - 1):
+        queue.lost("0 of node a", LOST)
+    assert not queue.stopped()
+    queue.lost("0 of node a", LOST)
+    assert queue.stopped()
+    ((kind, said),) = queue.report()[0]
+    assert kind == "fatal"
+    assert "GPU 0 of node a was lost" in said
+
+
+def test_a_training_worker_tells_of_its_lost_gpu_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: object) -> None:
+        raise RuntimeError(f"{LOST}\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr(training_worker, "_train", lost)
+    with pytest.raises(DeviceLost, match=r"lost its GPU.*training.*illegal memory access.*dmesg") as caught:
+        training_worker.train({"work": None})
+    page = f"Worker 0 failed\nTraceback\nRuntimeError: {LOST}\n\nqualitygate.errors.DeviceLost: {caught.value}\n"
+    assert fitting.reason_of(RuntimeError(page)) == str(caught.value)
+    short = RuntimeError("Worker 0 failed\nRuntimeError: shapes do not match\n")
+    assert fitting.reason_of(short) == "RuntimeError: shapes do not match"
+
+
+def test_a_predicting_worker_ends_over_its_lost_gpu_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    fake = SimpleNamespace(get=lambda answer, **_: answer)
+    monkeypatch.setattr(workers, "ray", fake)
+    monkeypatch.setattr(predicting_worker, "ray", fake)
+    monkeypatch.setattr(workers, "gpu_name", lambda: "0 of node a")
+    monkeypatch.setattr(workers.os, "_exit", end)
+    worker = predicting_worker.PredictingWorker.__new__(predicting_worker.PredictingWorker)
+    journal = _plain(workers.CrashJournal)
+    worker._journal = _answering(journal)
+    worker._straight = worker._with_care = lambda rows: []  # type: ignore[method-assign, assignment]
+
+    def found(*_: object) -> Any:
+        raise RuntimeError(LOST)
+
+    worker._found = found  # type: ignore[method-assign]
+    block = pa.table({"image_id": ["a"]})
+    for _ in range(losses.MOST_LOSSES - 1):
+        with pytest.raises(Ended, match=str(workers.EXIT_DEVICE_LOST)):
+            worker(block)
+    with pytest.raises(DeviceLost, match=f"GPU 0 of node a was lost {losses.MOST_LOSSES} times"):
+        worker(block)
+
+
+def test_a_run_that_loses_its_gpu_has_not_failed_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker dies, and the queue says what becomes of a run whose worker died."""
+    import torch
+
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(study_worker, "_ask", lambda _, method, *more: told.append((method, *more)))
+    monkeypatch.setattr(study_worker, "gpu_name", lambda: "0 of node a")
+    monkeypatch.setattr(study_worker, "_state", lambda *_: None)
+    monkeypatch.setattr(study_worker, "_hardware", lambda *_: "a GPU")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: (_ for _ in ()).throw(RuntimeError(LOST)))
+
+    def execute(*_: object) -> None:
+        raise torch.AcceleratorError(LOST)
+
+    monkeypatch.setattr(study_worker.study_run, "execute", execute)
+    study = SimpleNamespace(queue=None, together=False, settings=None, threads=1)
+    run = SimpleNamespace(architecture="resnet18", name="resnet18-high-0", run_id="r")
+    ledger = SimpleNamespace()  # nothing may be written
+    with pytest.raises(DeviceLost, match="resnet18-high-0"):
+        study_worker._one(study, run, 3, None, torch.device("cuda"), ledger, 0, 1, "g")  # type: ignore[arg-type]
+    assert [one[0] for one in told] == ["tell", "lost"]
+    assert told[1][1] == "0 of node a"
