@@ -582,10 +582,12 @@ def test_a_deadline_leaves_a_valid_part_and_the_next_run_goes_on(
         # It comes with the first photographs.
         patch.setattr(scoring._Run, "late", lambda run: run.deadline is not None and run.recorder.rows > 0)
         outcome = nights.run("n2", deadline="90m", canary=0)
-    assert (outcome.night.state, outcome.night.reasons, outcome.night.gate_after) == ("deadline", (), first)
-    with pytest.raises(DeadlineReached, match="night n2: the deadline came"):
-        job.raise_for(outcome)
     done = len(rows_of(nights.output, "night-n2"))
+    reason = f"the deadline came before all photographs were scored: {done} were scored, {60 - done} are left"
+    assert (outcome.night.state, outcome.night.reasons, outcome.night.gate_after) == ("deadline", (reason,), first)
+    with pytest.raises(DeadlineReached, match=f"night n2: {reason}; those") as reached:
+        job.raise_for(outcome)
+    assert (reached.value.done, reached.value.left) == (done, 60 - done)
     assert 0 < done < 60
     assert len({row["image_id"] for row in rows_of(nights.output)}) == FIRST + done
     assert "calibrate" not in outcome.night.steps
