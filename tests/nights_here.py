@@ -17,6 +17,8 @@ from qualitygate.nightly.job import Outcome
 from qualitygate.tables import scores, storage
 
 METRIC = "lapm"
+# Photographs of the first night.
+FIRST = 200
 # Of records: when, how long, by whom, and how much work was left for this start or try.
 _PASSING = ("started", "finished", "seconds", "at", "by", "fence", "page", "upkeep", "created", "_config", "earlier")
 SETTINGS: dict[str, Any] = {

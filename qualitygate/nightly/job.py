@@ -480,7 +480,8 @@ class _Job:
         checks = [_pooled(check, beside, settled) for check in checks]
         if self._damaged:
             said = "; ".join(f"night {night}: {why}" for night, why in self._damaged.items())
-            checks.append(Check(name="records", passed=True, said=f"not trusted, as its record can't be read: {said}"))
+            said = f"not trusted, as its record can't be read: {said}"
+            checks.append(Check(name=record.RECORDS, passed=True, said=said))
         return {
             "rows": found.rows,
             "failed": found.failed,

@@ -24,6 +24,8 @@ State = Literal["running", "promoted", "kept", "refused", "deadline"]
 STATES: tuple[State, ...] = ("running", "promoted", "kept", "refused", "deadline")
 # What no second start does again.
 ENDED: tuple[State, ...] = ("promoted", "kept", "refused", "deadline")
+# The check that names records of other nights that can't be read.
+RECORDS = "records"
 # Small files of all nights, each a request to the store: asked for side by side.
 AT_ONCE = 32
 

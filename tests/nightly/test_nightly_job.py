@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import without_ray
 from job_helpers import Silent
-from nights_here import METRIC, Nights, rows_of, state_of
+from nights_here import FIRST, METRIC, Nights, rows_of, state_of
 
 from qualitygate.calibration import gate, gate_store
 from qualitygate.cluster import scoring
@@ -24,35 +24,10 @@ from qualitygate.nightly.record import Night
 from qualitygate.report import nightly as said
 from qualitygate.tables import scores, storage, upkeep
 
-FIRST = 200
-
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     without_ray.install(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def first_night(tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    """A feed whose first night has promoted a gate."""
-    nights = Nights(tmp_path_factory.mktemp("first"))
-    nights.add("n1", FIRST)
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray.install(patch)
-        outcome = nights.run("n1")
-    assert outcome.night.state == "promoted"
-    return nights
-
-
-@pytest.fixture
-def nights(first_night: Nights, tmp_path: Path) -> Iterator[Nights]:
-    """The same to go on from, in an output of its own; what is added to the feed is taken away afterwards."""
-    shutil.copytree(first_night.output, tmp_path / "out")
-    made = Nights(first_night.root, feed=copy.deepcopy(first_night.feed), output=str(tmp_path / "out"))
-    yield made
-    for folder in (first_night.root / "in").iterdir():
-        if folder.name != "n1":
-            shutil.rmtree(folder)
 
 
 def _in_force(nights: Nights) -> str:
