@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -324,6 +325,54 @@ def test_a_night_killed_once_ends_the_same(
     killer.kill = lambda _: False
     assert nights.run("n2").night.state == "promoted"
     assert state_of(nights.output) == undisturbed
+
+
+@pytest.mark.timeout(300)
+def test_a_night_done_again_and_killed_on_the_way_counts_and_ends_the_same(
+    nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started with --again each time: before each write until its photographs are scored, and between the steps."""
+    names = nights.add("n2", 60)
+    assert nights.run("n2", min_labelled=10_000).night.state == "refused"
+    for name in names[:5]:
+        os.utime(nights.root / "in" / name, ns=(1, 1))
+    other = Nights(nights.root, feed=nights.feed, output=str(tmp_path / "undisturbed"))
+    shutil.copytree(nights.output, other.output)
+    calm = other.run("n2", again=True).night
+    assert (calm.state, calm.steps["manifest"]["new"], calm.steps["manifest"]["changed"]) == ("promoted", 60, 0)
+    killer = Killer(monkeypatch, nights.output)
+    met: list[str] = []
+
+    def first_time(label: str) -> bool:
+        step = label.partition(":")[0]
+        # By the step and the file: the number of a try is another each time.
+        label = re.sub(r"earlier/\d+", "earlier", label)
+        if step not in ("begin", "manifest", "score", "drift") or label in met:
+            return False
+        met.append(label)
+        return True
+
+    killer.kill = first_time
+    for _ in range(100):
+        killer.start()
+        try:
+            nights.run("n2", again=True)
+            break
+        except Killed:
+            continue
+    found, undisturbed = state_of(nights.output), state_of(other.output)
+    for state in (found, undisturbed):
+        # A killed try's listing has passed its check; the last one is held against that listing.
+        state["n2/record"]["steps"]["manifest"].pop("checks")
+        state["n2/record"]["checks"] = [one for one in state["n2/record"]["checks"] if one["name"] != "manifest"]
+    assert found == undisturbed
+    assert {
+        "begin: write_bytes /nights/n2/earlier.json #1",
+        "begin: publish /nights/n2/earlier.changes.parquet #1",
+        "begin: write_bytes /nights/n2/night.json #1",
+        "score: publish /manifest.parquet #1",
+        "drift: write_bytes /nights/n2/night.json #1",
+    } <= set(met)
 
 
 def test_photographs_of_a_night_that_never_ended_are_judged_with_the_next(
