@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from qualitygate.calibration import outputs
 from qualitygate.calibration.gate import Gate
+from qualitygate.errors import ImageError
 from qualitygate.nightly import record, windows
 from qualitygate.tables import scores, storage
 from qualitygate.tables.sql import connect, identifier, literal
@@ -107,9 +108,13 @@ def known(output: str, without: str | None = None, note: Callable[[str], None] =
 def _sample(output: str, night: str) -> pa.Table | str | None:
     """A night's sample, None without one; or in words why it can't be read."""
     uri = record.place(output, night, FILE)
-    data = storage.read_bytes(uri)
     try:
+        data = storage.read_bytes(uri)
         return pq.read_table(BytesIO(data)).cast(SCHEMA) if data is not None else None
+    except ImageError as error:
+        if record.may_pass(error):
+            raise
+        return f"{storage.redact(uri)!r} can't be read ({error.failure.message}): its photographs may be drawn again"
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
         reason = str(error).partition("\n")[0][:200]
         return f"{storage.redact(uri)!r} is damaged ({reason}): its photographs may be drawn again; restore it"

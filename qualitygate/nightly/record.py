@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from qualitygate.calibration import outputs
-from qualitygate.errors import ConfigurationError
+from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
 from qualitygate.tables import storage
 
 FORMAT = "qualitygate-night"
@@ -148,6 +148,15 @@ def _read_or_why(output: str, night: str) -> Night | str | None:
         return read(output, night)
     except ConfigurationError as error:
         return str(error)
+    except ImageError as error:
+        if may_pass(error):
+            raise
+        return f"{storage.redact(place(output, night, FILE))!r} can't be read: {error.failure.message}"
+
+
+def may_pass(error: ImageError) -> bool:
+    """Whether the store is to blame and not the one object: then another start is better than to go on without it."""
+    return error.failure.code in (ErrorCode.TRANSIENT, ErrorCode.TIMEOUT)
 
 
 def names(output: str) -> list[str]:

@@ -32,6 +32,13 @@ from qualitygate.tables import scores, storage
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     without_ray.install(monkeypatch)
 
+    def write(config: Any) -> str:
+        """Pages are not what these tests are about."""
+        storage.write_bytes(config.output, b"a page")
+        return str(config.output)
+
+    monkeypatch.setattr(job.page, "write", write)
+
 
 def _store(nights: Nights) -> str:
     return storage.join(nights.output, gate.FOLDER)

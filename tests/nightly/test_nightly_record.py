@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from qualitygate.errors import ConfigurationError
+from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
 from qualitygate.nightly import record, trend
 from qualitygate.nightly.record import Check, Night
+from qualitygate.tables import storage
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -73,6 +74,27 @@ def test_a_damaged_record_is_said(tmp_path: Path, text: str) -> None:
     assert [night.night for night in found.nights] == ["n2"]
     assert list(found.damaged) == ["n1"]
     assert "night.json' is damaged" in found.damaged["n1"]
+
+
+def test_a_record_that_nobody_may_read_harms_no_other_night_and_a_store_that_is_away_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("n1", "n2"):
+        record.write(str(tmp_path), _night(name))
+    real, code = storage.read_bytes, ErrorCode.DENIED
+
+    def read_bytes(uri: str) -> bytes | None:
+        if "/n1/" in uri:
+            raise ImageError(code, "not for you")
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", read_bytes)
+    found = record.read_all(str(tmp_path))
+    assert [night.night for night in found.nights] == ["n2"]
+    assert "n1/night.json' can't be read: not for you" in found.damaged["n1"]
+    code = ErrorCode.TRANSIENT
+    with pytest.raises(ImageError):
+        record.read_all(str(tmp_path))
 
 
 def test_the_record_is_json_for_everybody(tmp_path: Path) -> None:
