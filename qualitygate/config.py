@@ -387,6 +387,9 @@ class NightlyConfig(BaseModel):
         None, description="when scoring ends: 06:30 (UTC), 2026-11-24T06:30+01:00, or 90m or 4h from the start"
     )
     keep_days: int = Field(7, ge=1, description="days for which older versions of the table can be read")
+    keep_nights: int = Field(
+        90, ge=1, description="days after which a night's report, candidate and lists go; its record and sample stay"
+    )
     compact_mb: int = Field(256, ge=1, description="size of the files that many small ones become")
     thumbnails: bool = Field(True, description="photographs in the report; --no-thumbnails for private ones")
     notify_command: tuple[str, ...] = Field((), description="program and arguments that get the outcome as JSON")

@@ -82,9 +82,17 @@ class Locked(QualityGateError):
 
 
 class DeadlineReached(QualityGateError):
-    """The time was up before all was scored; what arrived is committed and the same command goes on."""
+    """The time was up before all was scored; what arrived is committed and the same command goes on.
+
+    done, left: photographs that were scored until then, and that are not yet; None where that isn't known.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, done: int | None = None, left: int | None = None) -> None:
+        super().__init__(message)
+        self.done = done
+        self.left = left
 
 
 class Superseded(QualityGateError):

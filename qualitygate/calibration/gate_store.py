@@ -160,13 +160,13 @@ def promote(
     reason: str,
     night: str | None = None,
     fence: int | None = None,
-    before: str | None = None,
+    seen: History | None = None,
     allow_untrained: bool = False,
 ) -> Change:
     """Put the gate of a file or folder in force.
 
-    before: the gate that must be in force now, where that matters. Nothing changes when it is in force already, but
-    that a hold is lifted.
+    seen: the history that speaks for it; whatever was changed since it was read, also from none to the first gate,
+    stands. None: the history as it is now. Nothing changes when it is in force already, but that a hold is lifted.
 
     Raises ConfigurationError for no gate, one that can't decide or stems from untrained networks; Superseded when
     another change was first, or when a newer nightly job (of a higher fence) has made one.
@@ -175,13 +175,19 @@ def promote(
     # Fallbacks are the business of those who apply it; a gate none of whose methods may vote is nobody's.
     made.require(allow_fallback=True, allow_untrained=allow_untrained)
     history = read(store)
+    if seen is not None and history.etag != seen.etag:
+        raise Superseded(_changed(history))
     now = history.current
     if now is not None and now.gate_id == made.id and not now.held:
         return now
-    if before is not None and (now is None or now.gate_id != before):
-        raise Superseded(f"gate {now.gate_id if now else None} is in force, no longer {before}; start again from there")
     _keep(store, location, made)
     return _append(history, "promote", made.id, reason, night=night, fence=fence)
+
+
+def _changed(history: History) -> str:
+    now = history.current
+    stands = f"gate {now.gate_id} is in force by {now.by} ({now.action})" if now else "no gate is in force any more"
+    return f"the history of gates was changed meanwhile: {stands}; look at it and start again from there"
 
 
 def rollback(store: str, *, to: str | None = None, reason: str, held: bool = False) -> Change:

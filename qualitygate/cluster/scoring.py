@@ -104,6 +104,7 @@ def run(
             deadline=deadline,
         )
         cluster: session.Cluster | None = None
+        wanted = 0
         try:
             for number, portion in enumerate(listed.portions()):
                 spool = Path(scratch) / f"pending-{number}"
@@ -115,6 +116,7 @@ def run(
                     folder=spool,
                     lazy_gate=plan.lazy.gate_id if plan.lazy else None,
                 )
+                wanted += rows
                 progress.start(total=portion.rows, done=portion.rows - rows)
                 if rows and run_.late():
                     raise _TimeIsUp
@@ -130,10 +132,13 @@ def run(
             recorder.commit()
             audit = scores.audit(listed.all(), output, plan.metrics, complete=False)
             _write_stats(output, run_id, config, plan, recorder, audit, started, state="interrupted")
-            raise (DeadlineReached if isinstance(stop, _TimeIsUp) else Interrupted)(
+            said = (
                 f"stopped with {audit.present} of {audit.expected} rows committed; "
                 "run the same command again to score the rest"
-            ) from stop
+            )
+            if isinstance(stop, _TimeIsUp):
+                raise DeadlineReached(said, done=recorder.rows, left=wanted - recorder.rows) from stop
+            raise Interrupted(said) from stop
         finally:
             progress.stop()
         audit = scores.audit(manifest, output, plan.metrics, complete=True)

@@ -3,11 +3,10 @@ killed goes on where it was, and a night that has ended isn't done a second time
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -15,11 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qualitygate import logs
-from qualitygate.calibration import calibrate, drift, gate_store, outputs, sources
+from qualitygate.calibration import drift, gate_store, outputs
 from qualitygate.calibration import gate as gates
 from qualitygate.calibration.calibrate import Progress
 from qualitygate.calibration.gate import Gate
@@ -42,24 +40,34 @@ from qualitygate.errors import (
     NightRefused,
     QualityGateError,
 )
-from qualitygate.nightly import audit, canary, guardrails, lock, notify, record, settings, trend, windows
+from qualitygate.nightly import (
+    audit,
+    canary,
+    candidate,
+    guardrails,
+    housekeeping,
+    listing,
+    lock,
+    notify,
+    record,
+    settings,
+    trend,
+    trust,
+    windows,
+)
 from qualitygate.nightly.lock import Lock
-from qualitygate.nightly.record import Check, Night
+from qualitygate.nightly.record import Check, Night, Records
 from qualitygate.report import costs, page
-from qualitygate.tables import manifest_build, scores, storage, upkeep
-from qualitygate.tables.sql import connect, literal
+from qualitygate.tables import manifest_build, scores, storage
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.parquet"
-REPORT = "report.html"
-LABELLED = "labelled.parquet"
+MANIFEST = listing.FILE
+REPORT = housekeeping.REPORT
 _LONGEST_REASON = 240
-# Checks of a night's photographs; where they hold, its rows are a reference for later nights.
-_SOUND = ("canary", "manifest", "errors", "drift")
+# So many nights are named in a check.
+_SHOWN = 3
 _BEFORE_SCORING = ("canary", "manifest")
-# What no second start does again.
-_ENDED = ("promoted", "kept", "refused", "deadline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,17 +115,39 @@ def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress]) 
     deadline = settings.deadline(config.deadline, time.time())
     store = storage.join(output, gates.FOLDER)
     newest = max((change.fence or 0 for change in gate_store.read(store).changes), default=0)
-    with lock.held(output, night=name, ttl_s=config.lock_ttl_s, above=newest) as held:
+    with (
+        TemporaryDirectory(prefix="qualitygate-") as scratch,
+        lock.held(output, night=name, ttl_s=config.lock_ttl_s, above=newest) as held,
+    ):
         before = record.read(output, name)
         accepting = config.accept_drift or config.allow_changes
         anew = before is None or config.again or (before.state == "refused" and accepting) or before.state == "deadline"
-        if before is not None and not anew and before.state in _ENDED and "notify" in before.steps:
+        if before is not None and not anew and before.ended and "notify" in before.steps:
             return Outcome(night=before, output=output, already=True)
-        night = before if before is not None and not anew else _begun(output, name, before, again=config.again)
-        if "score" not in night.steps and night.state not in _ENDED:
+        if fitting is not None and (anew or before is None or not (before.ended or "calibrate" in before.steps)):
+            # Hours of scoring later is late to hear of it.
+            settings.check_predictions(fitting)
+        records = record.read_all(output, without=name)
+        night = (
+            before
+            if before is not None and not anew
+            else _begun(output, name, before, records.nights, again=config.again)
+        )
+        if "score" not in night.steps and not night.ended:
             # What was mended in between, a library or a machine, may be another stick: each start measures it anew.
-            night = replace(night, steps={step: found for step, found in night.steps.items() if step != "canary"})
-        job = _Job(config=config, score=score, fitting=fitting, held=held, progress=progress, output=output)
+            # A listing that a later night's has replaced is an old one.
+            again = {"canary", *(("manifest",) if _overtaken(night, records.nights) else ())}
+            night = replace(night, steps={step: found for step, found in night.steps.items() if step not in again})
+        job = _Job(
+            config=config,
+            score=score,
+            fitting=fitting,
+            held=held,
+            progress=progress,
+            output=output,
+            records=records,
+            scratch=Path(scratch),
+        )
         job.night = night
         job.deadline = deadline
         job.run()
@@ -131,10 +161,24 @@ def raise_for(outcome: Outcome) -> None:
         kept = f"gate {night.gate_after} stays in force" if night.gate_after else "no gate is in force"
         raise NightRefused(f"night {night.night} is refused, {kept}: {'; '.join(map(_short, night.reasons))}")
     if night.state == "deadline":
+        done, left = _done_and_left(night)
         raise DeadlineReached(
-            f"night {night.night}: the deadline came before all photographs were scored; those that were are "
-            "committed, the gate is as it was, and the next night goes on"
+            f"night {night.night}: the deadline came before all photographs were scored: {_scored_until(night)}; those "
+            "that were are committed, the gate is as it was, and the next night goes on",
+            done=done,
+            left=left,
         )
+
+
+def _done_and_left(night: Night) -> tuple[int | None, int | None]:
+    found = night.steps.get("score", {})
+    return found.get("done"), found.get("left")
+
+
+def _scored_until(night: Night) -> str:
+    """How far a night came until its deadline, in words."""
+    done, left = _done_and_left(night)
+    return f"{done:,} were scored, {left:,} are left" if done is not None and left is not None else "some are left"
 
 
 def _short(reason: str) -> str:
@@ -142,8 +186,8 @@ def _short(reason: str) -> str:
     return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON].rpartition(" ")[0] + " ..."
 
 
-def _begun(output: str, name: str, before: Night | None, *, again: bool) -> Night:
-    """A new record. Done again, a night keeps its beginning and the gate that it found.
+def _begun(output: str, name: str, before: Night | None, others: Sequence[Night], *, again: bool) -> Night:
+    """A new record. Done again, a night keeps its beginning, the gate that it found, and what was found before.
 
     One that met its deadline goes on with the photographs that it had listed.
     """
@@ -153,28 +197,18 @@ def _begun(output: str, name: str, before: Night | None, *, again: bool) -> Nigh
         # What this very night has promoted is no gate before it.
         in_force = before.gate_before
     night = Night(night=name, started=before.started if before else record.now(), gate_before=in_force)
-    if before is not None and before.state == "deadline" and not again:
-        night = replace(night, steps={step: before.steps[step] for step in _BEFORE_SCORING})
+    if before is not None:
+        goes_on = before.state == "deadline" and not again and not _overtaken(before, others)
+        if goes_on:
+            night = replace(night, steps={step: before.steps[step] for step in _BEFORE_SCORING})
+        night = replace(night, earlier=listing.set_aside(output, before, goes_on=goes_on))
     record.write(output, night)
     return night
 
 
-def listed(built: manifest_build.Built) -> dict[str, Any]:
-    """Counts of a listing against the last night's; known: photographs that the last one had."""
-    new = built.images if built.new is None else built.new
-    gone = built.gone or 0
-    return {
-        "images": built.images,
-        "known": built.images - new + gone,
-        "new": new,
-        "changed": built.changed or 0,
-        "gone": gone,
-    }
-
-
-def changed_share(found: Mapping[str, Any]) -> float:
-    """Share of the known photographs that are changed or gone."""
-    return float((found["changed"] + found["gone"]) / found["known"]) if found["known"] else 0.0
+def _overtaken(night: Night, others: Sequence[Night]) -> bool:
+    """Whether a night that was started later has listed the input since."""
+    return any(record.order(other) > record.order(night) and "manifest" in other.steps for other in others)
 
 
 class _Job:
@@ -192,6 +226,8 @@ class _Job:
         held: Lock,
         progress: Callable[[str], Progress],
         output: str,
+        records: Records,
+        scratch: Path,
     ) -> None:
         self._config = config
         self._score = score
@@ -201,10 +237,20 @@ class _Job:
         self._progress = progress("photographs")
         self._output = output
         self._store = storage.join(output, gates.FOLDER)
+        # Under the lock nobody changes other nights.
+        self._others = records.nights
+        self._damaged = records.damaged
+        self._scratch = scratch
+        for night, why in records.damaged.items():
+            self._warn(f"night {night} counts as one that nobody trusts: {why}")
+
+    def _warn(self, said: str) -> None:
+        logger.warning("%s", said)
+        self._progress.note(said)
 
     def run(self) -> None:
         """All steps that are left."""
-        if self.night.state not in _ENDED:
+        if not self.night.ended:
             storage.write_bytes(self._at("_config.yaml"), echo(notify.without_secrets(self._config)).encode())
             try:
                 self._measure()
@@ -214,7 +260,7 @@ class _Job:
             self._end(state)
         # The others' nights stay as they are: the table of all is made of their records.
         self._step("upkeep", self._upkeep)
-        trend.write(self._output, record.in_order([*self._others, self.night]))
+        trend.write(self._output, record.in_order([*self._others, self.night]), keep=self._damaged)
         self._step("report", self._report)
         self._step("notify", lambda: {"problems": _tell(self._config, self.night, self._output)})
 
@@ -263,11 +309,14 @@ class _Job:
             state=state,
             finished=record.now(),
             gate_after=change.gate_id if change else None,
-            trusted=_is_sound(checks),
-            reasons=reasons if state == "refused" else (),
+            trusted=trust.is_sound(checks),
+            reasons=reasons if state == "refused" else self._late() if state == "deadline" else (),
             checks=checks,
         )
         record.write(self._output, self.night)
+
+    def _late(self) -> tuple[str, ...]:
+        return (f"the deadline came before all photographs were scored: {_scored_until(self.night)}",)
 
     # ---- the steps ---------------------------------------------------------------------------------------------
 
@@ -322,8 +371,8 @@ class _Job:
         )
         for note in built.notes:
             self._progress.note(note)
-        found = listed(built)
-        known, share = found["known"], changed_share(found)
+        found = listing.listed(built)
+        known, share = found["known"], listing.changed_share(found)
         few = share <= self._config.max_changed_share
         said = f"{found['changed']:,} of {known:,} known photographs are changed and {found['gone']:,} are gone"
         if not few and not self._config.allow_changes:
@@ -338,7 +387,7 @@ class _Job:
             value=share,
             limit=self._config.max_changed_share,
         )
-        return {**found, "checks": [asdict(check)]}
+        return {**listing.over_all_tries(self._output, self.night, found), "checks": [asdict(check)]}
 
     def _price(self) -> str:
         """What scoring them would take, in words."""
@@ -356,13 +405,32 @@ class _Job:
 
     def _score_new(self) -> dict[str, Any]:
         # Only now: what changed is told by the one before, which a job that was killed until here finds again.
-        _copy(self._at(MANIFEST), storage.join(self._output, MANIFEST))
+        listing.take_over(self._output, self.night.night)
+        self._keep_failing()
         try:
             stats = scoring.run(self._score, self._progress, run_id=self.night.run_id, deadline=self.deadline).stats
         except DeadlineReached as error:
             self._progress.note(str(error))
-            return {"deadline": True}
+            return {"deadline": True, "done": error.done, "left": error.left}
         return {"deadline": False, "by_status": stats["manifest"]["by_status"]}
+
+    def _keep_failing(self) -> None:
+        """Enter which photographs had failed for nights on end before this night tries them once more."""
+        place = self._at(housekeeping.FAILING)
+        if storage.exists(place):
+            # Of an earlier start, which has tried some of them since.
+            return
+        changes = storage.read_bytes(self._at(listing.CHANGES))
+        changed = pq.read_table(BytesIO(changes), columns=["image_id"]) if changes is not None else None
+        found = windows.failing_before(self._output, trust.judged(self._others), changed)
+        if found is not None:
+            outputs.write_table(place, found)
+
+    def _failing(self, nights: Sequence[str]) -> pa.Table | None:
+        """Which photographs of these nights had failed for nights on end before them."""
+        places = [record.place(self._output, night, housekeeping.FAILING) for night in nights]
+        found = [pq.read_table(BytesIO(data)) for place in places if (data := storage.read_bytes(place)) is not None]
+        return pa.concat_tables(found) if found else None
 
     @cached_property
     def _runs(self) -> list[str]:
@@ -370,49 +438,19 @@ class _Job:
         return windows.runs(self._output)
 
     @cached_property
-    def _others(self) -> list[Night]:
-        """All other nights; under the lock nobody changes them, and each is a request to the store."""
-        return [night for night in record.all_of(self._output) if night.night != self.night.night]
+    def _gone(self) -> Path | None:
+        """A file of the photographs that have a row and aren't in the input any more."""
+        return listing.gone(self._output, self._scratch)
 
-    def _unfinished(self) -> list[Night]:
-        """Nights that never ended and whose photographs no later one has judged: tonight does.
+    @cached_property
+    def _partly(self) -> list[str]:
+        """Runs by a lazy vote that the deadline kept this night from completing: what they have is no fair sample."""
+        return windows.left_out_by(self._output, self._score.metrics, self._gone)
 
-        A killed job whose night nobody started again; its photographs are scored, and nobody has looked at them.
-        """
-        others = self._others
-        judged = {name for night in others if night.state in _ENDED for name in _judged(night)}
-        return [night for night in others if night.state not in _ENDED and night.night not in judged]
-
-    def _untrusted(self) -> list[str]:
-        """Runs of other nights whose photographs are no reference, and of what they judged beside their own."""
-        others = self._others
-        unended = {night.night for night in others if night.state not in _ENDED}
-        judged = {name for night in others if night.trusted for name in _judged(night)} & unended
-        trusted = {night.night for night in others if night.trusted} | judged
-        untrusted = [night for night in others if night.night not in trusted]
-        # Nobody vouches for a night whose record is gone.
-        recorded = {self.night.run_id, *(night.run_id for night in others)}
-        lost = [run for run in self._runs if run.startswith(record.RUN) and run not in recorded]
-        return [*(run for night in untrusted for run in (night.run_id, *_by_hand(night))), *lost]
-
-    def _by_hand_since(self) -> list[str]:
-        """Runs of 'score' by hand that no night has judged: they get past no guardrail, tonight's hold for them too.
-
-        What was there before the first night is what nights are compared with.
-        """
-        ended = [night for night in self._others if night.state in _ENDED and "drift" in night.steps]
-        if not ended:
-            return []
-        known = {run for night in ended for run in night.steps["drift"]["runs"]}
-        return [run for run in self._runs if not run.startswith(record.RUN) and run not in known]
-
-    def _set_aside(self) -> list[str]:
-        """Runs whose photographs count for nothing: a gate made of them is one for what nobody wanted."""
-        judged = (Night(night=name, started="").run_id for name in _judged(self.night))
-        tonight = (self.night.run_id, *judged, *_by_hand(self.night))
-        untrusted = [run for run in self._untrusted() if run not in tonight]
-        checks = [check for step in self.night.steps.values() for check in _checks(step)]
-        return untrusted if _is_sound(checks) else [*untrusted, *tonight]
+    def _counted(self) -> candidate.Counted:
+        """Which photographs count, as far as this night has come."""
+        aside = [*trust.set_aside(self.night, self._others, self._runs), *self._partly]
+        return candidate.Counted(output=self._output, aside=aside, gone=self._gone)
 
     def _drift(self) -> dict[str, Any]:
         limits = drift.Limits(
@@ -422,29 +460,38 @@ class _Job:
             significance=self._config.significance,
             fewest=self._config.min_drift,
         )
-        unfinished, by_hand = self._unfinished(), self._by_hand_since()
+        beside = trust.beside(self.night, self._others, [run for run in self._runs if run not in self._partly])
+        doubts = trust.doubts(self.night, self._others, self._runs)
         found = windows.read(
             self._output,
-            runs=[self.night.run_id, *(night.run_id for night in unfinished), *by_hand],
-            untrusted=self._untrusted(),
+            runs=[self.night.run_id, *map(trust.run_of, beside.unfinished), *beside.by_hand],
+            pooled=[trust.run_of(night) for night in beside.pooled],
+            untrusted=[*doubts.untested, *doubts.untrusted, *self._partly],
             days=self._config.reference_days,
             gate=self._old(),
             fewest=self._config.min_drift,
             metrics=self._score.metrics,
+            failing=self._failing([self.night.night, *beside.unfinished, *beside.pooled]),
         )
         changes = drift.compare(found.reference, found.tonight, limits) if found.reference is not None else []
+        # Who accepts a drift vouches for these photographs, however few they are.
+        settled = found.readable >= self._config.min_drift or self._config.accept_drift
         checks = list(guardrails.of_tonight(self._config, found.rows, found.failed, changes, found.examples))
-        tonight = found.tonight.passed
+        checks = [_pooled(check, beside, settled) for check in checks]
+        if self._damaged:
+            said = "; ".join(f"night {night}: {why}" for night, why in self._damaged.items())
+            said = f"not trusted, as its record can't be read: {said}"
+            checks.append(Check(name=record.RECORDS, passed=True, said=said))
         return {
             "rows": found.rows,
             "failed": found.failed,
-            "unfinished": [night.night for night in unfinished],
-            "by_hand": by_hand,
+            **asdict(beside),
+            "settled": settled,
             "runs": self._runs,
             "reference": len(found.reference) if found.reference is not None else 0,
             "changes": [asdict(one) for one in changes],
             "drifted": sum(one.word == drift.DRIFTED for one in changes),
-            "coverage": float(tonight.mean()) if tonight is not None and len(tonight) else None,
+            "coverage": found.passed,
             "new_strata": found.new_strata,
             "checks": [asdict(one) for one in checks],
         }
@@ -454,73 +501,8 @@ class _Job:
         return gate_store.load(self._store, self.night.gate_before) if self.night.gate_before else None
 
     def _calibrate(self) -> dict[str, Any]:
-        """A candidate, from a copy of tonight's labels, with the probability of each to have been labelled."""
         assert self._fitting is not None
-        assert self._config.predictions is not None
-        column = self._fitting.sampling_column or settings.SAMPLING
-        labels = self._at("labelled")
-        try:
-            kinds, left_out = self._snapshot(self._config.predictions, labels, column)
-            fitting = self._fitting.model_copy(
-                update={
-                    "predictions": labels,
-                    "output": self._at("gate"),
-                    "parent": storage.join(self._store, self.night.gate_before) if self.night.gate_before else None,
-                }
-            )
-            made = calibrate.run(fitting, self._told("steps"))
-        except ConfigurationError as error:
-            # Of the data or of the settings: in either case there is no gate to promote, and somebody must look.
-            check = Check(name="calibrate", passed=False, said=f"no gate could be made: {error}")
-            return {"gate": None, "checks": [asdict(check)]}
-        return {
-            "gate": made.gate.id,
-            "refusal": made.refusal,
-            "labelled": made.record["rows"],
-            "kinds": kinds,
-            "left_out": left_out,
-            "checks": [],
-        }
-
-    def _snapshot(self, predictions: str, target: str, column: str) -> tuple[dict[str, Any] | None, dict[str, int]]:
-        """Copy the predictions, and what 'predict' recorded beside them.
-
-        Returns labelled and all photographs by kind, and how many predictions were left out: of photographs without a
-        row (labels may be ahead of scores), and of nights that nobody trusts.
-        """
-        aside = self._set_aside()
-        with TemporaryDirectory(prefix="qualitygate-") as scratch, connect() as database:
-            source = sources.open_predictions(database, predictions, Path(scratch))
-            scores.register(database, scores.existing_table(self._output))
-            table = database.sql(
-                f"""SELECT predictions.*, _run IS NOT NULL AS _there, coalesce(_run IN {_texts(aside)}, false) AS _aside
-                FROM predictions LEFT JOIN (SELECT image_id AS _id, run_id AS _run FROM scores)
-                ON {source.text("image_id")} = _id"""
-            ).to_arrow_table()
-            folder = source.folder
-        # Also of what is left out: it needn't be labelled again.
-        outputs.write_table(self._at(LABELLED), table.select(["image_id"]))
-        there = table["_there"].to_numpy(zero_copy_only=False) | pc.is_null(table["image_id"]).to_numpy()
-        trusted = ~table["_aside"].to_numpy(zero_copy_only=False)
-        left_out = {"without_row": int((~there).sum()), "untrusted": int((~trusted).sum())}
-        table = table.filter(pa.array(there & trusted)).drop_columns(["_there", "_aside"])
-        if not table.num_rows:
-            raise ConfigurationError(
-                f"{source.name}: of {len(there)} labelled photographs {left_out['without_row']} have no row among the "
-                f"scores, and {left_out['untrusted']} are of nights that were refused; label others"
-            )
-        table, kinds = audit.with_probabilities(table, self._output, self._old(), column, aside)
-        outputs.write_table(storage.join(target, "predictions.parquet"), table)
-        for name in settings.BESIDE_PREDICTIONS:
-            data = storage.read_bytes(storage.join(folder, name)) if folder else None
-            if data is not None:
-                storage.write_bytes(storage.join(target, name), data)
-        return (asdict(kinds) if kinds is not None else None), left_out
-
-    def _labelled(self) -> pa.Table | None:
-        """Which photographs have labels, by tonight's copy."""
-        data = storage.read_bytes(self._at(LABELLED))
-        return pq.read_table(BytesIO(data)) if data is not None else None
+        return candidate.make(self._fitting, self.night, self._counted(), self._old(), self._told)
 
     def _decide(self) -> dict[str, Any]:
         """Promote the candidate, or say why not."""
@@ -532,130 +514,57 @@ class _Job:
         checks: list[Check] = []
         state = "refused" if not sound else "deadline" if deadline else "kept"
         if step.get("gate") and not deadline:
-            new = gates.load(self._at("gate"))
+            new = gates.load(self._at(housekeeping.CANDIDATE))
             if old is None or not gate_store.same(new, old):
-                checks = list(self._candidate(new, old, step["refusal"], history))
+                checks = self._candidate(new, old, step["refusal"], history)
                 sound = sound and all(check.passed for check in checks)
                 state = "promoted" if sound else "refused"
-            if state == "promoted":
-                # Checked again at the last moment: what comes now is seen by everybody.
-                self._lock.check()
-                gate_store.promote(
-                    self._store,
-                    self._at("gate"),
-                    reason="every guardrail held",
-                    night=self.night.night,
-                    fence=self._lock.fence,
-                    # What somebody puts in force from now on isn't what the checks were made against.
-                    before=history.current.gate_id if history.current else None,
-                    allow_untrained=self._fitting.allow_untrained if self._fitting else False,
-                )
+            if state == "promoted" and (refused := self._promote(history)) is not None:
+                checks.append(refused)
+                state = "refused"
         in_force = gate_store.current(self._store)
         # Without a gate there is still drift to tell of.
+        changes = self.night.steps.get("drift", {}).get("changes", [])
         found: dict[str, Any] = {
             "state": state,
             "checks": [asdict(one) for one in checks],
-            "methods": self._methods(in_force),
+            "methods": candidate.methods(self._config, in_force, changes),
         }
         if in_force is not None and scores.open_table(self._output) is not None:
-            found["coverage"] = windows.coverage(self._output, in_force)
+            found["coverage"] = windows.coverage(self._output, in_force, untrusted=self._partly, gone=self._gone)
             found["coverage_tonight"] = self.night.steps.get("drift", {}).get("coverage")
-            drawn = audit.draw(
-                self._output,
-                self.night.night,
-                in_force,
-                self._config.audit_share,
-                self._labelled(),
-                # Labels of photographs that nobody trusts would be left out.
-                self._set_aside(),
-            )
-            found["audit"] = asdict(drawn)
+            found["audit"] = asdict(self._draw(in_force))
         return found
 
     def _candidate(self, new: Gate, old: Gate | None, refusal: str | None, history: History) -> list[Check]:
-        table = pq.read_table(BytesIO(storage.read_bytes(self._at("gate", calibrate.TABLE)) or b""))
-        able, aside = refusal is None, self._set_aside()
-        comparable = old is None or all(
-            new.fingerprints.get(name, print_) == print_ for name, print_ in old.fingerprints.items()
-        )
-        old = old if comparable else None
-        candidate = guardrails.Candidate(
-            gate=new,
-            photographs=table,
-            seen=self._seen(),
-            refusal=refusal,
-            coverage=windows.coverage(self._output, new, untrusted=aside) if able else None,
-            coverage_before=windows.coverage(self._output, old, untrusted=aside) if old is not None and able else None,
-        )
-        drifted = self._config.accept_drift and self.night.steps["drift"]["drifted"] > 0
-        checks = list(guardrails.of_candidate(self._config, candidate, old, history, drifted))
-        if not comparable:
-            said = "the gate in force was made from scores of other definitions: the two aren't compared"
-            checks.append(Check(name="definitions", passed=True, said=said))
-        now = history.current
-        if now is not None and now.night != self.night.night and now.gate_id not in (self.night.gate_before, new.id):
-            said = f"{now.by} put gate {now.gate_id} in force while the night was at work; run it again with --again"
-            checks.append(Check(name="gate in force", passed=False, said=said))
-        return checks
+        return candidate.checks(self._config, self.night, self._counted(), (new, old), refusal, history)
 
-    def _seen(self) -> pa.Table | None:
-        """The photographs that the gate in force was made from, and how gates of other groups decided on them."""
-        if self.night.gate_before is None:
-            return None
-        data = storage.read_bytes(storage.join(self._store, self.night.gate_before, calibrate.TABLE))
-        return pq.read_table(BytesIO(data), columns=["image_id", "held_out_passed"]) if data is not None else None
+    def _promote(self, history: History) -> Check | None:
+        return candidate.promote(
+            self.night,
+            self._output,
+            history,
+            fence=self._lock.fence,
+            allow_untrained=self._fitting.allow_untrained if self._fitting else False,
+            check_lock=self._lock.check,
+        )
 
-    def _methods(self, gate: Gate | None) -> list[dict[str, Any]]:
-        """For the trend: each method's line and tonight's drift over all photographs."""
-        changes: Sequence[Mapping[str, Any]] = self.night.steps.get("drift", {}).get("changes", [])
-        overall = {one["what"]: one for one in changes if one["stratum"] == drift.OVERALL}
-        found = []
-        methods = gate.content["methods"] if gate is not None else {}
-        for name in dict.fromkeys([*methods, *(key for key, one in overall.items() if one["psi"] is not None)]):
-            method = methods.get(name, {})
-            interval = method.get("interval") or (None, None)
-            change = overall.get(name, {})
-            found.append(
-                {
-                    "method": name,
-                    "cutoff": method.get("cutoff"),
-                    "low": interval[0],
-                    "high": interval[1],
-                    "psi": change.get("psi"),
-                    "psi_limit": max(self._config.max_psi, change.get("psi_chance") or 0.0),
-                    "word": change.get("word"),
-                }
-            )
-        return found
+    def _draw(self, in_force: Gate) -> audit.Drawn:
+        """The audit sample. Labels of photographs that nobody trusts would be left out."""
+        counted = self._counted()
+        return audit.draw(
+            self._output,
+            self.night.night,
+            in_force,
+            self._config.audit_share,
+            candidate.labelled(self._output, self.night.night),
+            counted.aside,
+            gone=counted.gone,
+            note=self._warn,
+        )
 
     def _upkeep(self) -> dict[str, Any]:
-        """Few large files of many small ones, and a canary where there is none or the table has other definitions."""
-        if scores.open_table(self._output) is None:
-            return {}
-        compacted = upkeep.compact(self._output, self._config.compact_mb << 20)
-        vacuumed = upkeep.vacuum(self._output, timedelta(days=self._config.keep_days))
-        known = canary.read(self._output)
-        drawn = 0
-        # Not where scores have moved: the known ones are what the next night is to be compared with.
-        sound = all(check.passed for check in _checks(self.night.steps["canary"]))
-        if self._config.canary and sound and (known is None or self._worn(known)):
-            chosen = canary.choose(self._output, self._config.canary)
-            if chosen is not None:
-                canary.write(self._output, chosen)
-                drawn = chosen.num_rows
-        if self.night.state in ("promoted", "kept"):
-            # As the output's own manifest has it; what changed stays. Other nights are looked at, or done again.
-            storage.delete(self._at(MANIFEST))
-        return {
-            "files": [compacted.files_before, compacted.files_after],
-            "removed_files": vacuumed.files,
-            "canary": drawn,
-        }
-
-    def _worn(self, known: pa.Table) -> bool:
-        """Whether a canary can't tell any more: other definitions, or most of its photographs are gone or changed."""
-        compared = self.night.steps["canary"].get("compared")
-        return canary.redefined(known, self._output) or (compared is not None and 2 * compared < known.num_rows)
+        return housekeeping.keep_house(self._config, self._output, self.night, self._others)
 
     def _report(self) -> dict[str, Any]:
         """The page; one that can't be made is said, and no reason to fail a night whose gate is decided."""
@@ -681,39 +590,19 @@ def _checks(step: Mapping[str, Any]) -> list[Check]:
     return [Check(**one) for one in step.get("checks", ())]
 
 
-def _is_sound(checks: Sequence[Check]) -> bool:
-    return all(check.passed for check in checks if check.name in _SOUND)
-
-
-def _judged(night: Night) -> Sequence[str]:
-    """Unfinished nights whose photographs a night has judged with its own."""
-    return _beside_its_own(night, "unfinished")
-
-
-def _beside_its_own(night: Night, kind: str) -> Sequence[str]:
-    found: Sequence[str] = night.steps.get("drift", {}).get(kind, ())
-    return found
-
-
-def _by_hand(night: Night) -> Sequence[str]:
-    """Runs of 'score' by hand whose photographs a night has judged with its own."""
-    return _beside_its_own(night, "by_hand")
-
-
-def _copy(source: str, target: str) -> None:
-    """Copy one object in bounded memory: a list of millions of photographs is larger than one wants to hold."""
-    if storage.is_local(source):
-        storage.publish(Path(os.fsdecode(storage.local_path(source))), target)
-        return
-    with TemporaryDirectory(prefix="qualitygate-") as scratch:
-        local = Path(scratch) / "copy"
-        storage.download(source, str(local))
-        storage.publish(local, target)
-
-
-def _texts(values: Sequence[str]) -> str:
-    """SQL for a list of texts, also of none."""
-    return f"({', '.join(map(literal, values)) or 'NULL'})"
+def _pooled(check: Check, beside: trust.Beside, settled: bool) -> Check:
+    """The check of drift, with the nights that were tested together with this one, and what becomes of too few."""
+    if check.name != "drift":
+        return check
+    count = len(beside.pooled)
+    said = check.said
+    if count:
+        some = ", ".join(beside.pooled[-_SHOWN:])
+        said += (
+            f"; with those of {count} night{'s' * (count > 1)} before that had too few to be tested: "
+            f"{'..., ' * (count > _SHOWN)}{some}"
+        )
+    return replace(check, said=said if settled else f"{said}; they are tested together with the next nights'")
 
 
 def _tell(

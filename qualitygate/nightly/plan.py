@@ -8,7 +8,7 @@ from qualitygate.calibration import gate as gates
 from qualitygate.calibration import gate_store
 from qualitygate.cluster import score_costs
 from qualitygate.config import ManifestBuildConfig, NightlyPlanConfig, ScorePlanConfig
-from qualitygate.nightly import canary, job, settings
+from qualitygate.nightly import canary, listing, settings
 from qualitygate.tables import manifest_build, storage
 
 
@@ -18,7 +18,7 @@ def estimate(config: NightlyPlanConfig) -> dict[str, Any]:
     Lists the input; writes nothing. Raises ConfigurationError as the nightly job does for its input and settings.
     """
     score = settings.of_score(config)
-    last = storage.join(config.output, job.MANIFEST)
+    last = storage.join(config.output, listing.FILE)
     store = storage.join(config.output, gates.FOLDER)
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
         built = manifest_build.build(
@@ -46,12 +46,12 @@ def estimate(config: NightlyPlanConfig) -> dict[str, Any]:
             )
         )
     known = canary.read(config.output) if config.canary else None
-    listed = job.listed(built)
+    listed = listing.listed(built)
     return {
         **found,
         "night": {
             **listed,
-            "changed_share": job.changed_share(listed),
+            "changed_share": listing.changed_share(listed),
             "max_changed_share": config.max_changed_share,
             "canary": known.num_rows if known is not None else 0,
         },

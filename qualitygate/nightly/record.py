@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from qualitygate.calibration import outputs
-from qualitygate.errors import ConfigurationError
+from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
 from qualitygate.tables import storage
 
 FORMAT = "qualitygate-night"
@@ -21,6 +22,12 @@ ORDER = ("canary", "manifest", "score", "drift", "calibrate", "decide", "upkeep"
 
 State = Literal["running", "promoted", "kept", "refused", "deadline"]
 STATES: tuple[State, ...] = ("running", "promoted", "kept", "refused", "deadline")
+# What no second start does again.
+ENDED: tuple[State, ...] = ("promoted", "kept", "refused", "deadline")
+# The check that names records of other nights that can't be read.
+RECORDS = "records"
+# Small files of all nights, each a request to the store: asked for side by side.
+AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +45,8 @@ class Check:
 class Night:
     """One night. steps: by name, what each found. gate_before, gate_after: ids of the gates in force.
 
-    trusted: whether tonight's scores may serve as reference for later nights. reasons: why it was refused.
+    trusted: whether tonight's photographs passed the checks of their own. reasons: why it was refused, or what a
+    deadline has left. earlier: in short, the tries of this night that were done again.
     """
 
     night: str
@@ -51,6 +59,12 @@ class Night:
     reasons: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
     steps: Mapping[str, Any] = field(default_factory=dict)
+    earlier: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it is left to do but what follows the decision."""
+        return self.state in ENDED
 
     @property
     def run_id(self) -> str:
@@ -85,25 +99,76 @@ def read(output: str, night: str) -> Night | None:
             raise ValueError("another format")
         content["checks"] = tuple(Check(**one) for one in content["checks"])
         content["reasons"] = tuple(content["reasons"])
-        return Night(**content)
+        content["earlier"] = tuple(content.get("earlier", ()))
+        made = Night(**content)
+        if made.night != night or made.state not in STATES or not isinstance(made.started, str):
+            raise ValueError("a night, a state or a beginning that can't be")
+        if not all(isinstance(step, dict) for step in [*made.steps.values(), *made.earlier]):
+            raise ValueError("steps of another kind")
+        return made
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"{storage.redact(uri)!r} is damaged ({error}); delete it, and the night begins anew"
         ) from error
 
 
-def write(output: str, made: Night) -> None:
-    """Put a night's record in place, whole."""
-    outputs.write_json(place(output, made.night, FILE), {"format": FORMAT, "version": VERSION, **asdict(made)})
+def write(output: str, made: Night, *names: str) -> None:
+    """Put a night's record in place, whole; below the night's folder elsewhere, where names are given."""
+    outputs.write_json(
+        place(output, made.night, *(names or (FILE,))), {"format": FORMAT, "version": VERSION, **asdict(made)}
+    )
 
 
-def all_of(output: str) -> list[Night]:
-    """Every night of an output, in the order in which they were started."""
-    names = storage.subfolders(storage.join(output, NIGHTS))
-    found = [read(output, name) for name in names]
-    return in_order(one for one in found if one is not None)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """nights: in the order in which they were started. damaged: by night, why its record can't be read."""
+
+    nights: tuple[Night, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_all(output: str, *, without: str | None = None) -> Records:
+    """Every night of an output but for one. A damaged record harms no other night: it is told beside them."""
+    return read_some(output, [name for name in names(output) if name != without])
+
+
+def read_some(output: str, wanted: Iterable[str]) -> Records:
+    """The records of some nights, read side by side; a night without any is left out."""
+    wanted = list(wanted)
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="nights") as pool:
+        found = list(pool.map(lambda name: _read_or_why(output, name), wanted))
+    return Records(
+        nights=tuple(in_order(one for one in found if isinstance(one, Night))),
+        damaged={name: one for name, one in zip(wanted, found, strict=True) if isinstance(one, str)},
+    )
+
+
+def _read_or_why(output: str, night: str) -> Night | str | None:
+    try:
+        return read(output, night)
+    except ConfigurationError as error:
+        return str(error)
+    except ImageError as error:
+        if may_pass(error):
+            raise
+        return f"{storage.redact(place(output, night, FILE))!r} can't be read: {error.failure.message}"
+
+
+def may_pass(error: ImageError) -> bool:
+    """Whether the store is to blame and not the one object: then another start is better than to go on without it."""
+    return error.failure.code in (ErrorCode.TRANSIENT, ErrorCode.TIMEOUT)
+
+
+def names(output: str) -> list[str]:
+    """The nights that have a folder."""
+    return storage.subfolders(storage.join(output, NIGHTS))
 
 
 def in_order(nights: Iterable[Night]) -> list[Night]:
     """Nights in the order in which they were started."""
-    return sorted(nights, key=lambda one: (one.started, one.night))
+    return sorted(nights, key=order)
+
+
+def order(night: Night) -> tuple[str, str]:
+    """By what nights are put in order: their beginning, then their name."""
+    return night.started, night.night

@@ -2,13 +2,17 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
+from qualitygate.calibration import sources
 from qualitygate.config import CalibrateConfig, NightlyConfig, ScoreConfig, load
 from qualitygate.errors import ConfigurationError
 from qualitygate.tables import storage
+from qualitygate.tables.sql import connect
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -22,13 +26,20 @@ BESIDE_PREDICTIONS = ("prediction.json",)
 _COMMITS = {"commit_rows": 20_000, "commit_seconds": 300.0}
 # What the night itself decides.
 _OWN = {
-    "score": ("input", "output", "max_error_rate", "limit", "lazy", "ray_address"),
+    "score": ("input", "output", "max_error_rate", "limit", "ray_address"),
     "calibrate": ("scores", "predictions", "output", "parent"),
 }
+# A gate's vote would decide what is scored.
+_BY_A_VOTE = ("gate", "lazy", "lazy_sample")
 
 
 def of_score(config: NightlyConfig) -> ScoreConfig:
     """How tonight's photographs are scored; ConfigurationError names a wrong key as `score.KEY`."""
+    if voted := [key for key in _BY_A_VOTE if key in config.score]:
+        raise ConfigurationError(
+            f"configuration: score.{voted[0]} leaves out scores that one gate doesn't need, but drift, coverage and "
+            "the next gate need them of every photograph; leave it out, and name what to score in score.metrics"
+        )
     own = {
         "input": storage.join(config.output, "manifest.parquet"),
         "output": config.output,
@@ -47,6 +58,12 @@ def of_calibration(config: NightlyConfig) -> CalibrateConfig | None:
         return None
     own = {"scores": config.output, "predictions": config.predictions, "output": config.output}
     return _of(CalibrateConfig, "calibrate", config.calibrate, own)
+
+
+def check_predictions(config: CalibrateConfig) -> None:
+    """Raise ConfigurationError, naming what is absent, unless the predictions are a table that can be calibrated on."""
+    with TemporaryDirectory(prefix="qualitygate-") as scratch, connect() as database:
+        sources.open_predictions(database, config.predictions, Path(scratch))
 
 
 def _of(model: type[M], part: str, given: dict[str, Any], own: dict[str, Any]) -> M:

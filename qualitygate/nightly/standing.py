@@ -1,5 +1,6 @@
 """How the nightly job of an output stands, for `qualitygate status`: the last nights, the gate in force, the lock."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
@@ -12,7 +13,7 @@ from qualitygate.calibration import gate_store
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.nightly import lock, record, trend
 from qualitygate.nightly.lock import Held
-from qualitygate.nightly.record import Night
+from qualitygate.nightly.record import RECORDS, Night
 from qualitygate.report.status import Part, ago, iso, moment
 from qualitygate.tables import storage
 
@@ -24,11 +25,14 @@ def nightly(folder: str, now: datetime) -> Part | None:
     """The part of the status that is the nightly job's; None where no night ever began.
 
     Good are nights that were promoted or kept. A problem is a last night that was refused, or that has begun and not
-    ended while nobody is at work on it. Raises ConfigurationError for a record, a lock or a history that is damaged.
+    ended while nobody is at work on it. The damaged record of another night is a warning. Raises ConfigurationError
+    for the last night's record, a lock or a history that is damaged.
     """
     held, _ = lock.read(folder)
-    nights = _nights(folder, held)
+    nights, damaged = _nights(folder, held)
     if not nights:
+        if damaged:
+            raise ConfigurationError("; ".join(damaged.values()))
         return None
     history = gate_store.read(storage.join(folder, gates.FOLDER))
     last = nights[-1]
@@ -37,6 +41,10 @@ def nightly(folder: str, now: datetime) -> Part | None:
     lines = [_said(night, now) for night in nights[-_SHOWN:]]
     lines.append(f"last good night: {good.night}, {ago(moment(good.finished), now)}" if good else "no good night yet")
     lines += [_gate(history.current, now), _lock(held, now)]
+    warnings = [f"night {name} counts as one that nobody trusts: {why}" for name, why in damaged.items()]
+    # What the last night came upon: of nights that have ended long ago status reads the table alone.
+    warnings += [check.said for check in last.checks if check.name == RECORDS and not damaged]
+    lines += [f"warning: {warning}" for warning in warnings]
     return Part(
         verb="nightly",
         lines=tuple(lines),
@@ -45,6 +53,7 @@ def nightly(folder: str, now: datetime) -> Part | None:
             "last_good": {"night": good.night, "ended": iso(moment(good.finished))} if good else None,
             "gate": _gate_facts(history.current),
             "lock": _lock_facts(held, now),
+            "warnings": warnings,
         },
         good=moment(good.finished) if good else None,
         problem=problem,
@@ -52,27 +61,26 @@ def nightly(folder: str, now: datetime) -> Part | None:
     )
 
 
-def _nights(folder: str, held: Held | None) -> list[Night]:
-    """All nights, from their table; those that it may not have yet, or not as they are now, from their own records."""
+def _nights(folder: str, held: Held | None) -> tuple[list[Night], Mapping[str, str]]:
+    """All nights, from their table; those that it may not have yet, or not as they are now, from their own records.
+
+    Also, by night, why a record can't be read that would tell more than the table.
+    """
     known = {night.night: night for night in _table(folder)}
-    last = max(known.values(), key=_order, default=None)
+    last = max(known.values(), key=record.order, default=None)
     fresh = {name for name in _names(folder) if name not in known or known[name].state == "running"}
     fresh |= {held.night} if held is not None else set()
     fresh |= {last.night} if last is not None else set()
-    for name in sorted(fresh):
-        found = record.read(folder, name)
-        if found is not None:
-            known[name] = found
-    return sorted(known.values(), key=_order)
-
-
-def _order(night: Night) -> tuple[str, str]:
-    return night.started, night.night
+    found = record.read_some(folder, sorted(fresh))
+    if last is not None and last.night in found.damaged:
+        raise ConfigurationError(found.damaged[last.night])
+    known |= {night.night: night for night in found.nights}
+    return record.in_order(known.values()), found.damaged
 
 
 def _names(folder: str) -> list[str]:
     try:
-        return list(storage.subfolders(storage.join(folder, record.NIGHTS)))
+        return record.names(folder)
     except (ImageError, OSError) as error:
         raise ConfigurationError(f"the nights can't be listed: {storage.redact(str(error))}") from error
 

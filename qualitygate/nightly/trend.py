@@ -1,9 +1,11 @@
 """The table of all nights: what the report's trends are drawn from. Made anew from the nights' records each time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from qualitygate.calibration import outputs
 from qualitygate.nightly.record import Night
@@ -57,10 +59,22 @@ SCHEMA = pa.schema(
 )
 
 
-def write(output: str, nights: Sequence[Night]) -> None:
-    """Put the table of these nights in place."""
+def write(output: str, nights: Sequence[Night], *, keep: Collection[str] = ()) -> None:
+    """Put the table of these nights in place. keep: nights whose records can't be read; they stay as they were."""
     rows = [_row(night) for night in nights]
+    if keep:
+        rows = sorted([*rows, *_kept(output, keep)], key=lambda row: (row["started"], row["night"]))
     outputs.write_table(storage.join(output, FILE), pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def _kept(output: str, nights: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of some nights as the table has them; none of a table that can't be read itself."""
+    try:
+        data = storage.read_bytes(storage.join(output, FILE))
+        table = pq.read_table(BytesIO(data)).cast(SCHEMA) if data is not None else SCHEMA.empty_table()
+    except (pa.ArrowException, ValueError, KeyError, OSError):
+        return []
+    return [row for row in table.to_pylist() if row["night"] in nights]
 
 
 def _row(night: Night) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,13 +17,14 @@ from qualitygate.tables.sql import connect, identifier, literal
 
 if TYPE_CHECKING:
     import duckdb
+    from deltalake import DeltaTable
 
 # What a comparison needs of millions of photographs; by a hash, so that it is the same ones each time.
 _MOST = 100_000
 # Strata beyond these are too small to tell anything, and each costs tests.
 _MOST_STRATA = 20
 _EXAMPLES = 5
-# A photograph that failed in so many runs was counted by the nights before.
+# A photograph that failed in so many runs before tonight was counted by the nights before.
 _OLD_FAILURE = 3
 _DAY_US = 86_400_000_000
 CAMERA, FOLDER = "camera", "folder"
@@ -32,16 +34,20 @@ READABLE = f"status <> {literal('error')}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
-    """reference: None where nothing was scored before. rows, failed: of all of tonight's photographs.
+    """reference: None where nothing was scored before. tonight: with the nights that it is pooled with.
 
-    new_strata: shares of tonight's photographs by strata that the reference lacks, such as a new camera.
-    examples: ids of some of tonight's, by chance.
+    rows, failed: of all of tonight's photographs, without those of pooled nights. readable: how many of the window
+    have a score, pooled ones included. passed: share of tonight's photographs that pass, None without any. new_strata:
+    shares of tonight's photographs by strata that the reference lacks, such as a new camera. examples: ids of some of
+    tonight's, by chance.
     """
 
     reference: Window | None
     tonight: Window
     rows: int
     failed: int
+    readable: int
+    passed: float | None
     new_strata: dict[str, float]
     examples: tuple[str, ...] = ()
 
@@ -63,29 +69,43 @@ def read(
     gate: Gate | None,
     fewest: int,
     metrics: Sequence[str] | None = None,
+    pooled: Sequence[str] = (),
+    failing: pa.Table | None = None,
 ) -> Windows:
     """The windows of a night.
 
-    runs: of tonight's rows. untrusted: runs whose rows are no reference. days: how far back the reference goes, from
-    tonight's first row; where too few rows (`fewest`) are as young, all older ones are taken. metrics: those that are
-    scored tonight, None for all: one that isn't asked for any more hasn't failed. Failures that were tried again for
-    nights on end are no news of tonight's.
+    runs: of tonight's rows. pooled: of nights before, too small to be tested by themselves: they are compared together
+    with tonight's. untrusted: runs whose rows are no reference. days: how far back the reference goes, from the first
+    row that is compared with it; where too few rows (`fewest`) are as young, all older ones are taken. metrics: those
+    that are scored tonight, None for all: one that isn't asked for any more hasn't failed. failing: image_ids of
+    `failing_before`, whose failures are no news. A score that a lazy run left out is no failure either: such rows are
+    compared with nothing.
     """
     table = scores.existing_table(output)
     with connect() as database:
         scores.register(database, table)
-        tonight = f"NOT ({of_all_but(runs)}) AND NOT (status = 'error' AND attempts > {_OLD_FAILURE})"
-        before = of_all_but((*runs, *untrusted))
-        rows, failed, first = database.sql(
-            f"SELECT count(*), count(*) FILTER (status = 'error'), min(epoch_us(scored_at)) FROM scores WHERE {tonight}"
+        names = [name for name in scores.metrics_of(table) if metrics is None or name in metrics]
+        complete = f"NOT ({skipped(table, names)})"
+        old = "false"
+        if failing is not None:
+            database.register("failing", failing)
+            old = "status = 'error' AND image_id IN (SELECT image_id FROM failing)"
+        tonight = f"NOT ({of_all_but(runs)}) AND NOT ({old}) AND {complete}"
+        pool = f"NOT ({of_all_but((*runs, *pooled))}) AND NOT ({old}) AND {complete}"
+        before = f"{of_all_but((*runs, *pooled, *untrusted))} AND {complete}"
+        rows, failed = database.sql(
+            f"SELECT count(*), count(*) FILTER (status = 'error') FROM scores WHERE {tonight}"
+        ).fetchall()[0]
+        readable, first = database.sql(
+            f"SELECT count(*) FILTER ({READABLE}), min(epoch_us(scored_at)) FROM scores WHERE {pool}"
         ).fetchall()[0]
         young = before
         if first is not None:
             young += f" AND epoch_us(scored_at) >= {int(first) - int(days) * _DAY_US}"
         if _count(database, young) < fewest:
             young = before
-        names = [name for name in scores.metrics_of(table) if metrics is None or name in metrics]
-        now = _window(database, tonight, names, gate)
+        now = _window(database, pool, names, gate)
+        own = _window(database, tonight, names, gate) if pooled else now
         reference = _window(database, young, names, gate) if _count(database, young) else None
         some = database.sql(f"SELECT image_id FROM scores WHERE {tonight} ORDER BY md5(image_id) LIMIT {_EXAMPLES}")
         examples = tuple(str(image_id) for (image_id,) in some.fetchall())
@@ -94,21 +114,76 @@ def read(
         tonight=now,
         rows=rows,
         failed=failed,
-        new_strata=_new(reference, now) if reference else {},
+        readable=readable,
+        passed=float(own.passed.mean()) if own.passed is not None and len(own) else None,
+        new_strata=_new(reference, own) if reference else {},
         examples=examples,
     )
 
 
-def coverage(output: str, gate: Gate, *, untrusted: Sequence[str] = (), readable: bool = False) -> float | None:
+def failing_before(output: str, judged: Sequence[str], changed: pa.Table | None) -> pa.Table | None:
+    """image_ids of photographs that failed for nights on end, before tonight's are scored; None without a table.
+
+    judged: runs that some night has looked at: nobody has counted what failed in another one. changed: image_ids of
+    other photographs than before, which fail anew if they do.
+    """
+    table = scores.open_table(output)
+    if table is None:
+        return None
+    with connect() as database:
+        scores.register(database, table)
+        other = ""
+        if changed is not None:
+            database.register("changed", changed)
+            other = "AND image_id NOT IN (SELECT image_id FROM changed WHERE image_id IS NOT NULL)"
+        return database.sql(
+            f"""SELECT image_id FROM scores WHERE status = 'error' AND attempts >= {_OLD_FAILURE}
+            AND NOT ({of_all_but(judged)}) {other} ORDER BY image_id"""
+        ).to_arrow_table()
+
+
+def left_out_by(output: str, metrics: Sequence[str] | None, gone: Path | None = None) -> list[str]:
+    """Runs of which some photographs still lack scores that a lazy run left out: what is there is no fair sample."""
+    table = scores.existing_table(output)
+    names = [name for name in scores.metrics_of(table) if metrics is None or name in metrics]
+    if scores.LAZY_GATE not in scores.arrow_schema(table).names:
+        return []
+    with connect() as database:
+        there = counted(database, table, gone)
+        found = database.sql(f"SELECT DISTINCT run_id FROM {there} WHERE {skipped(table, names)} ORDER BY 1")
+        return [str(run) for (run,) in found.fetchall()]
+
+
+def skipped(table: "DeltaTable", metrics: Sequence[str]) -> str:
+    """SQL for the rows that lack a score because a gate's vote didn't need it."""
+    if scores.LAZY_GATE not in scores.arrow_schema(table).names:
+        return "false"
+    states = (f"{identifier(scores.state_column(name))} = {literal(scores.SKIPPED_LAZY)}" for name in metrics)
+    return " OR ".join(f"coalesce({state}, false)" for state in states) or "false"
+
+
+def counted(database: "duckdb.DuckDBPyConnection", table: "DeltaTable", gone: Path | None) -> str:
+    """The name of the table's rows, without photographs that are gone from the input (a Parquet file of image_ids)."""
+    scores.register(database, table)
+    if gone is None:
+        return "scores"
+    database.sql(f"CREATE VIEW there AS SELECT * FROM scores ANTI JOIN read_parquet({literal(gone)}) USING (image_id)")
+    return "there"
+
+
+def coverage(
+    output: str, gate: Gate, *, untrusted: Sequence[str] = (), readable: bool = False, gone: Path | None = None
+) -> float | None:
     """Share of the table's photographs that a gate passes, by a sample of them; None without any row.
 
-    untrusted: runs whose rows don't count. readable: count those with a score alone.
+    untrusted: runs whose rows don't count. readable: count those with a score alone. gone: a file of those that are
+    not in the input any more and don't count.
     """
     table = scores.existing_table(output)
     with connect() as database:
-        scores.register(database, table)
+        there = counted(database, table, gone)
         known = [name for name in scores.metrics_of(table) if name in gate.methods]
-        found = _rows(database, of_all_but(untrusted) + (f" AND {READABLE}" if readable else ""), known)
+        found = _rows(database, of_all_but(untrusted) + (f" AND {READABLE}" if readable else ""), known, there)
     passed = passes(found, gate)
     return float(passed.mean()) if len(passed) else None
 
@@ -141,13 +216,13 @@ def _count(database: "duckdb.DuckDBPyConnection", where: str) -> int:
     return int(database.sql(f"SELECT count(*) FROM scores WHERE {where}").fetchall()[0][0])
 
 
-def _rows(database: "duckdb.DuckDBPyConnection", where: str, metrics: Sequence[str]) -> pa.Table:
+def _rows(database: "duckdb.DuckDBPyConnection", where: str, metrics: Sequence[str], of: str = "scores") -> pa.Table:
     values = "".join(f", {identifier(name)}" for name in metrics)
     return database.sql(
         f"""SELECT image_id, coalesce(error_code, '') AS code,
             CASE WHEN make IS NULL AND model IS NULL THEN '' ELSE concat_ws(' ', make, model) END AS camera,
             CASE WHEN contains(image_id, '/') THEN split_part(image_id, '/', 1) ELSE '' END AS folder{values}
-        FROM scores WHERE {where} ORDER BY md5(image_id), image_id LIMIT {_MOST}"""
+        FROM {of} WHERE {where} ORDER BY md5(image_id), image_id LIMIT {_MOST}"""
     ).to_arrow_table()
 
 

@@ -133,8 +133,21 @@ def test_an_old_nightly_job_comes_too_late(tmp_path: Path, store: str) -> None:
     gate_store.promote(store, _made(tmp_path, 1.0), reason="new", fence=7)
     with pytest.raises(Superseded, match="newer nightly job"):
         gate_store.promote(store, _made(tmp_path, 2.0), reason="old", fence=6)
-    with pytest.raises(Superseded, match="no longer abc"):
-        gate_store.promote(store, _made(tmp_path, 2.0), reason="old", before="abc")
+
+
+def test_whatever_was_changed_since_the_history_was_read_stands(tmp_path: Path, store: str) -> None:
+    first, second, third = (_made(tmp_path, cutoff) for cutoff in (1.0, 2.0, 3.0))
+    # No gate is a state that can be changed, too.
+    seen = gate_store.read(store)
+    gate_store.promote(store, first, reason="by hand")
+    with pytest.raises(Superseded, match=f"gate {_id(first)} is in force by .* start again from there"):
+        gate_store.promote(store, second, reason="late", seen=seen)
+    seen = gate_store.read(store)
+    gate_store.rollback(store, to=_id(first), reason="wait", held=True)
+    with pytest.raises(Superseded, match="was changed meanwhile"):
+        gate_store.promote(store, second, reason="late", seen=seen)
+    seen = gate_store.read(store)
+    assert gate_store.promote(store, third, reason="in time", seen=seen).gate_id == _id(third)
 
 
 def test_what_may_not_come_into_force(tmp_path: Path, store: str) -> None:

@@ -1,12 +1,17 @@
-"""Score tables and gates as nights leave them, made without scoring or calibrating anything."""
+"""Score tables and gates as nights leave them, made without scoring or calibrating anything; and a first night."""
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import without_ray
+from nights_here import FIRST, Nights
 
 from qualitygate.calibration import gate
 from qualitygate.calibration.gate import Gate
@@ -79,3 +84,26 @@ def make_gate() -> Callable[..., Gate]:
 @pytest.fixture
 def many() -> Callable[..., list[dict[str, Any]]]:
     return _many
+
+
+@pytest.fixture(scope="session")
+def first_night(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+    """A feed whose first night has promoted a gate."""
+    nights = Nights(tmp_path_factory.mktemp("first"))
+    nights.add("n1", FIRST)
+    with pytest.MonkeyPatch.context() as patch:
+        without_ray.install(patch)
+        outcome = nights.run("n1")
+    assert outcome.night.state == "promoted"
+    return nights
+
+
+@pytest.fixture
+def nights(first_night: Nights, tmp_path: Path) -> Iterator[Nights]:
+    """The same to go on from, in an output of its own; what is added to the feed is taken away afterwards."""
+    shutil.copytree(first_night.output, tmp_path / "out")
+    made = Nights(first_night.root, feed=copy.deepcopy(first_night.feed), output=str(tmp_path / "out"))
+    yield made
+    for folder in (first_night.root / "in").iterdir():
+        if folder.name != "n1":
+            shutil.rmtree(folder)

@@ -3,8 +3,9 @@
 import copy
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import without_ray
 from job_helpers import Silent
-from nights_here import METRIC, Nights, rows_of, state_of
+from nights_here import FIRST, METRIC, Nights, rows_of, state_of
 
 from qualitygate.calibration import gate, gate_store
 from qualitygate.cluster import scoring
@@ -24,35 +25,10 @@ from qualitygate.nightly.record import Night
 from qualitygate.report import nightly as said
 from qualitygate.tables import scores, storage, upkeep
 
-FIRST = 200
-
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     without_ray.install(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def first_night(tmp_path_factory: pytest.TempPathFactory) -> Nights:
-    """A feed whose first night has promoted a gate."""
-    nights = Nights(tmp_path_factory.mktemp("first"))
-    nights.add("n1", FIRST)
-    with pytest.MonkeyPatch.context() as patch:
-        without_ray.install(patch)
-        outcome = nights.run("n1")
-    assert outcome.night.state == "promoted"
-    return nights
-
-
-@pytest.fixture
-def nights(first_night: Nights, tmp_path: Path) -> Iterator[Nights]:
-    """The same to go on from, in an output of its own; what is added to the feed is taken away afterwards."""
-    shutil.copytree(first_night.output, tmp_path / "out")
-    made = Nights(first_night.root, feed=copy.deepcopy(first_night.feed), output=str(tmp_path / "out"))
-    yield made
-    for folder in (first_night.root / "in").iterdir():
-        if folder.name != "n1":
-            shutil.rmtree(folder)
 
 
 def _in_force(nights: Nights) -> str:
@@ -351,6 +327,54 @@ def test_a_night_killed_once_ends_the_same(
     assert state_of(nights.output) == undisturbed
 
 
+@pytest.mark.timeout(300)
+def test_a_night_done_again_and_killed_on_the_way_counts_and_ends_the_same(
+    nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started with --again each time: before each write until its photographs are scored, and between the steps."""
+    names = nights.add("n2", 60)
+    assert nights.run("n2", min_labelled=10_000).night.state == "refused"
+    for name in names[:5]:
+        os.utime(nights.root / "in" / name, ns=(1, 1))
+    other = Nights(nights.root, feed=nights.feed, output=str(tmp_path / "undisturbed"))
+    shutil.copytree(nights.output, other.output)
+    calm = other.run("n2", again=True).night
+    assert (calm.state, calm.steps["manifest"]["new"], calm.steps["manifest"]["changed"]) == ("promoted", 60, 0)
+    killer = Killer(monkeypatch, nights.output)
+    met: list[str] = []
+
+    def first_time(label: str) -> bool:
+        step = label.partition(":")[0]
+        # By the step and the file: the number of a try is another each time.
+        label = re.sub(r"earlier/\d+", "earlier", label)
+        if step not in ("begin", "manifest", "score", "drift") or label in met:
+            return False
+        met.append(label)
+        return True
+
+    killer.kill = first_time
+    for _ in range(100):
+        killer.start()
+        try:
+            nights.run("n2", again=True)
+            break
+        except Killed:
+            continue
+    found, undisturbed = state_of(nights.output), state_of(other.output)
+    for state in (found, undisturbed):
+        # A killed try's listing has passed its check; the last one is held against that listing.
+        state["n2/record"]["steps"]["manifest"].pop("checks")
+        state["n2/record"]["checks"] = [one for one in state["n2/record"]["checks"] if one["name"] != "manifest"]
+    assert found == undisturbed
+    assert {
+        "begin: write_bytes /nights/n2/earlier.json #1",
+        "begin: publish /nights/n2/earlier.changes.parquet #1",
+        "begin: write_bytes /nights/n2/night.json #1",
+        "score: publish /manifest.parquet #1",
+        "drift: write_bytes /nights/n2/night.json #1",
+    } <= set(met)
+
+
 def test_photographs_of_a_night_that_never_ended_are_judged_with_the_next(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -582,10 +606,12 @@ def test_a_deadline_leaves_a_valid_part_and_the_next_run_goes_on(
         # It comes with the first photographs.
         patch.setattr(scoring._Run, "late", lambda run: run.deadline is not None and run.recorder.rows > 0)
         outcome = nights.run("n2", deadline="90m", canary=0)
-    assert (outcome.night.state, outcome.night.reasons, outcome.night.gate_after) == ("deadline", (), first)
-    with pytest.raises(DeadlineReached, match="night n2: the deadline came"):
-        job.raise_for(outcome)
     done = len(rows_of(nights.output, "night-n2"))
+    reason = f"the deadline came before all photographs were scored: {done} were scored, {60 - done} are left"
+    assert (outcome.night.state, outcome.night.reasons, outcome.night.gate_after) == ("deadline", (reason,), first)
+    with pytest.raises(DeadlineReached, match=f"night n2: {reason}; those") as reached:
+        job.raise_for(outcome)
+    assert (reached.value.done, reached.value.left) == (done, 60 - done)
     assert 0 < done < 60
     assert len({row["image_id"] for row in rows_of(nights.output)}) == FIRST + done
     assert "calibrate" not in outcome.night.steps

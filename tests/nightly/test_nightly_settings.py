@@ -61,7 +61,11 @@ def test_without_predictions_nothing_is_calibrated() -> None:
         ("calibrate", {"methodes": "lapv"}, r"in calibrate: .*methodes.*methods"),
         *(
             ("score", {key: 1}, rf"score\.{key} is the nightly job's own; leave it out")
-            for key in ("input", "output", "max_error_rate", "limit", "lazy", "ray_address")
+            for key in ("input", "output", "max_error_rate", "limit", "ray_address")
+        ),
+        *(
+            ("score", {key: "x"}, rf"score\.{key} leaves out scores .* name what to score in score\.metrics")
+            for key in ("gate", "lazy", "lazy_sample")
         ),
         *(
             ("calibrate", {key: "x"}, rf"calibrate\.{key} is the nightly job's own; leave it out")
