@@ -45,7 +45,7 @@ from qualitygate.errors import (
 from qualitygate.nightly import audit, canary, guardrails, lock, notify, record, settings, trend, windows
 from qualitygate.nightly.lock import Lock
 from qualitygate.nightly.record import Check, Night
-from qualitygate.report import costs, page
+from qualitygate.report import costs, page, wording
 from qualitygate.tables import manifest_build, scores, storage, upkeep
 from qualitygate.tables.sql import connect, literal
 
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.parquet"
 REPORT = "report.html"
 LABELLED = "labelled.parquet"
-_LONGEST_REASON = 240
 # Checks of a night's photographs; where they hold, its rows are a reference for later nights.
 _SOUND = ("canary", "manifest", "errors", "drift")
 _BEFORE_SCORING = ("canary", "manifest")
@@ -129,17 +128,12 @@ def raise_for(outcome: Outcome) -> None:
     night = outcome.night
     if night.state == "refused":
         kept = f"gate {night.gate_after} stays in force" if night.gate_after else "no gate is in force"
-        raise NightRefused(f"night {night.night} is refused, {kept}: {'; '.join(map(_short, night.reasons))}")
+        raise NightRefused(f"night {night.night} is refused, {kept}: {wording.clauses(night.reasons)}")
     if night.state == "deadline":
         raise DeadlineReached(
             f"night {night.night}: the deadline came before all photographs were scored; those that were are "
             "committed, the gate is as it was, and the next night goes on"
         )
-
-
-def _short(reason: str) -> str:
-    """A reason for one line; whole it stands in the night's record."""
-    return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON].rpartition(" ")[0] + " ..."
 
 
 def _begun(output: str, name: str, before: Night | None, *, again: bool) -> Night:
@@ -415,13 +409,7 @@ class _Job:
         return untrusted if _is_sound(checks) else [*untrusted, *tonight]
 
     def _drift(self) -> dict[str, Any]:
-        limits = drift.Limits(
-            psi=self._config.max_psi,
-            coverage=self._config.max_coverage_drift,
-            errors=self._config.max_error_drift,
-            significance=self._config.significance,
-            fewest=self._config.min_drift,
-        )
+        limits = guardrails.limits(self._config)
         unfinished, by_hand = self._unfinished(), self._by_hand_since()
         found = windows.read(
             self._output,
@@ -433,7 +421,7 @@ class _Job:
             metrics=self._score.metrics,
         )
         changes = drift.compare(found.reference, found.tonight, limits) if found.reference is not None else []
-        checks = list(guardrails.of_tonight(self._config, found.rows, found.failed, changes, found.examples))
+        checks = list(guardrails.of_tonight(self._config, found.rows, found.failed, changes))
         tonight = found.tonight.passed
         return {
             "rows": found.rows,
@@ -446,6 +434,8 @@ class _Job:
             "drifted": sum(one.word == drift.DRIFTED for one in changes),
             "coverage": float(tonight.mean()) if tonight is not None and len(tonight) else None,
             "new_strata": found.new_strata,
+            "new_cameras": found.new_cameras,
+            "examples": [{"image_id": image_id} for image_id in found.examples],
             "checks": [asdict(one) for one in checks],
         }
 
@@ -722,7 +712,8 @@ def _tell(
     message = {
         "night": night.night,
         "state": state or night.state,
-        "reasons": [storage.redact(reason) for reason in reasons or night.reasons],
+        # In short, as nobody reads more of it on a telephone; of a job that failed nothing else has it whole.
+        "reasons": [storage.redact(reason) for reason in reasons] or [*map(wording.clause, night.reasons)],
         "gate": night.gate_after or night.gate_before,
         "output": storage.redact(output),
         "report": storage.redact(record.place(output, night.night, REPORT)),

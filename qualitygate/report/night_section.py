@@ -179,8 +179,8 @@ def points(nights: Nights) -> list[str]:
     if nights.changes and nights.changes[-1].held:
         found.append("Promotions are held: no night promotes until somebody does by hand ('qualitygate gate promote').")
     if nights.last is not None:
-        for stratum, share in nights.last.steps.drift.new_strata.items():
-            found.append(f"{stratum}, {wording.percent(share)} of tonight's photographs, was never seen before.")
+        drift = nights.last.steps.drift
+        found += wording.unseen(drift.new_strata, drift.new_cameras, drift.rows or 0)
         drawn = nights.last.steps.decide.audit
         if drawn is not None and drawn.new:
             found.append(
