@@ -25,6 +25,7 @@ from qualitygate.calibration.calibrate import Progress
 from qualitygate.calibration.gate import Gate
 from qualitygate.calibration.gate_store import History
 from qualitygate.cluster import score_costs, scoring
+from qualitygate.cluster.telemetry import Telemetry
 from qualitygate.config import (
     CalibrateConfig,
     ManifestBuildConfig,
@@ -42,7 +43,7 @@ from qualitygate.errors import (
     NightRefused,
     QualityGateError,
 )
-from qualitygate.nightly import audit, canary, guardrails, lock, notify, record, settings, trend, windows
+from qualitygate.nightly import audit, canary, gauges, guardrails, lock, notify, record, settings, trend, windows
 from qualitygate.nightly.lock import Lock
 from qualitygate.nightly.record import Check, Night
 from qualitygate.report import costs, page, wording
@@ -54,6 +55,8 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.parquet"
 REPORT = "report.html"
 LABELLED = "labelled.parquet"
+# Points of a report's figures, each with its photograph: one is kept for each night.
+_SAMPLE = 400
 # Checks of a night's photographs; where they hold, its rows are a reference for later nights.
 _SOUND = ("canary", "manifest", "errors", "drift")
 _BEFORE_SCORING = ("canary", "manifest")
@@ -90,7 +93,8 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
     name = config.night or f"{datetime.now(UTC):%Y-%m-%d}"
     logs.bind(run_id=f"night-{name}")
     try:
-        return _run(config, name, progress)
+        with gauges.of_night(config, name) as counted:
+            return _run(config, name, progress, counted)
     except (Interrupted, Locked):
         raise
     except Exception as error:
@@ -100,7 +104,7 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
         raise
 
 
-def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress]) -> Outcome:
+def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress], counted: Telemetry) -> Outcome:
     output = outputs.check_output(config.output)
     score, fitting = settings.of_score(config), settings.of_calibration(config)
     deadline = settings.deadline(config.deadline, time.time())
@@ -116,7 +120,9 @@ def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress]) 
         if "score" not in night.steps and night.state not in _ENDED:
             # What was mended in between, a library or a machine, may be another stick: each start measures it anew.
             night = replace(night, steps={step: found for step, found in night.steps.items() if step != "canary"})
-        job = _Job(config=config, score=score, fitting=fitting, held=held, progress=progress, output=output)
+        job = _Job(
+            config=config, score=score, fitting=fitting, held=held, progress=progress, output=output, counted=counted
+        )
         job.night = night
         job.deadline = deadline
         job.run()
@@ -186,6 +192,7 @@ class _Job:
         held: Lock,
         progress: Callable[[str], Progress],
         output: str,
+        counted: Telemetry,
     ) -> None:
         self._config = config
         self._score = score
@@ -194,6 +201,7 @@ class _Job:
         self._told = progress
         self._progress = progress("photographs")
         self._output = output
+        self._counted = counted
         self._store = storage.join(output, gates.FOLDER)
 
     def run(self) -> None:
@@ -352,11 +360,17 @@ class _Job:
         # Only now: what changed is told by the one before, which a job that was killed until here finds again.
         _copy(self._at(MANIFEST), storage.join(self._output, MANIFEST))
         try:
-            stats = scoring.run(self._score, self._progress, run_id=self.night.run_id, deadline=self.deadline).stats
+            stats = scoring.run(
+                self._score,
+                self._progress,
+                run_id=self.night.run_id,
+                deadline=self.deadline,
+                telemetry=self._counted,
+            ).stats
         except DeadlineReached as error:
             self._progress.note(str(error))
-            return {"deadline": True}
-        return {"deadline": False, "by_status": stats["manifest"]["by_status"]}
+            return {"deadline": True, "left": int(self._counted.value("rows_pending"))}
+        return {"deadline": False, "left": 0, "by_status": stats["manifest"]["by_status"]}
 
     @cached_property
     def _runs(self) -> list[str]:
@@ -656,6 +670,8 @@ class _Job:
             input=tuple(inputs),
             output=self._at(REPORT),
             thumbnails=self._config.thumbnails,
+            sample=_SAMPLE,
+            aim_megabytes=self._config.report_megabytes,
             title=f"Night {self.night.night}",
         )
         try:

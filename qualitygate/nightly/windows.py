@@ -38,8 +38,8 @@ READABLE = f"status <> {literal('error')}"
 class Windows:
     """reference: None where nothing was scored before. rows, failed: of all of tonight's photographs.
 
-    new_strata: shares of tonight's photographs by camera, the most frequent of those never seen before. new_cameras: how
-    many cameras these are, all of them, and of how many of tonight's photographs.
+    new_strata: shares of tonight's photographs by camera, the most frequent of those never seen before. new_cameras:
+    how many cameras these are, all of them, and of how many of tonight's photographs.
     examples: ids of some of tonight's, by chance.
     """
 
@@ -185,7 +185,8 @@ def _new(database: "duckdb.DuckDBPyConnection", tonight: str, before: str) -> tu
     found = database.sql(
         f"""SELECT camera, count(*) AS photographs, sum(count(*)) OVER () AS everything, camera <> '' AND camera NOT IN
             (SELECT DISTINCT {_CAMERA} FROM scores WHERE {before}) AS new
-        FROM (SELECT {_CAMERA} AS camera FROM scores WHERE {tonight}) GROUP BY camera ORDER BY photographs DESC, camera"""
+        FROM (SELECT {_CAMERA} AS camera FROM scores WHERE {tonight})
+        GROUP BY camera ORDER BY photographs DESC, camera"""
     ).fetchall()
     new = [(str(camera), int(count), int(everything)) for camera, count, everything, is_new in found if is_new]
     shares = {f"{CAMERA} {camera}": count / everything for camera, count, everything in new[:_MOST_NEW]}

@@ -186,5 +186,7 @@ def unseen(shares: Mapping[str, float], cameras: Sequence[int], photographs: int
     said = [f"{name}, {share:.0%} of tonight's photographs, was never seen before" for name, share in shares.items()]
     count, of = (*cameras, 0, 0)[:2]
     if count > 1 and photographs:
-        said.append(f"{of:,} of tonight's photographs ({of / photographs:.0%}) come from {count:,} cameras never seen before")
+        said.append(
+            f"{of:,} of tonight's photographs ({of / photographs:.0%}) come from {count:,} cameras never seen before"
+        )
     return said

@@ -93,7 +93,9 @@ def test_a_week_of_nights(nights: Nights) -> None:
     broken = nights.run("n4").night
     assert (broken.state, nights.failed("n4"), broken.trusted) == ("refused", ["errors", "drift"], False)
     assert "of tonight's 60 photographs have no score" in broken.reasons[0]
-    assert re.search(r"the share without any score rose from 0\.0% to \d+\.\d% \(60 .*mostly truncated", broken.reasons[1])
+    assert re.search(
+        r"the share without any score rose from 0\.0% to \d+\.\d% \(60 .*mostly truncated", broken.reasons[1]
+    )
 
     nights.add("n5", 60)
     few = nights.run("n5", min_labelled=10_000).night
