@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from qualitygate import logs
 from qualitygate.cluster.workers import Watchdog
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.tables import storage
@@ -49,6 +50,8 @@ class Task:
     batch_size: int
     threads: int
     on_gpu: bool
+    # As the driver logs: Ray keeps what workers log in files of each node.
+    log_format: str = logs.TEXT
 
 
 class PredictingWorker:
@@ -57,6 +60,7 @@ class PredictingWorker:
     def __init__(self, task: Task, state: Any, journal: Any) -> None:
         import cv2
 
+        logs.set_up(task.log_format, verb="predict")
         cv2.setNumThreads(1)
         loop.deterministic()
         torch.set_num_threads(min(task.threads, len(os.sched_getaffinity(0))))

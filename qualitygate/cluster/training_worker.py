@@ -16,6 +16,7 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
+from qualitygate import logs
 from qualitygate.cluster.photographs import assemble
 from qualitygate.errors import QualityGateError
 from qualitygate.training import loop, models
@@ -67,6 +68,8 @@ class Work:
     train: npt.NDArray[np.int64]
     evaluation: npt.NDArray[np.int64]
     mailbox: Any
+    # As the driver logs: Ray keeps what workers log in files of each node.
+    log_format: str = logs.TEXT
 
 
 class _Stop(Exception):
@@ -76,6 +79,7 @@ class _Stop(Exception):
 def train(settings: dict[str, Any]) -> None:
     """The function of each worker. What it can foresee to fail again is posted instead of raised, which would retry."""
     work: Work = settings["work"]
+    logs.set_up(work.log_format, verb="train-baseline")
     try:
         _train(work)
     except _Stop:
