@@ -126,7 +126,8 @@ def _of_candidate(night: records.NightRecord, folder: str) -> list[Step]:
         [
             Step(
                 text="Look at the new labels, and compare the candidate with the gate in force.",
-                command=f"qualitygate gate diff {shlex.quote(night.gate_after)} {place} --store {store}",
+                # The output stands for the gate in force.
+                command=f"qualitygate gate diff {store} {place}",
             )
         ]
         if night.gate_after
