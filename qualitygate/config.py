@@ -392,6 +392,10 @@ class NightlyConfig(BaseModel):
     )
     compact_mb: int = Field(256, ge=1, description="size of the files that many small ones become")
     thumbnails: bool = Field(True, description="photographs in the report; --no-thumbnails for private ones")
+    report_megabytes: float = Field(4.0, gt=1, description="size that a report's photographs shrink for")
+    metrics_textfile: str | None = Field(
+        None, description="file.prom that gets the night's numbers for Prometheus, however it ends"
+    )
     notify_command: tuple[str, ...] = Field((), description="program and arguments that get the outcome as JSON")
     notify_webhook: str | None = Field(None, description="https address that gets the outcome as JSON")
     notify_hosts: tuple[str, ...] = Field((), description="hosts that the webhook may name")
@@ -416,6 +420,9 @@ class ReportConfig(BaseModel):
     thumbnails: bool = Field(True, description="show photographs; --no-thumbnails for private ones")
     sample: int = Field(1500, ge=50, description="most points in a figure")
     max_megabytes: float = Field(20.0, gt=1, description="largest page")
+    aim_megabytes: float | None = Field(
+        None, gt=1, description="size that photographs shrink for, where that is enough; default: the largest"
+    )
     title: str = Field("Image quality gate", description="of the page")
     seed: int = Field(0, ge=0, description="of the sampling")
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,3 +175,41 @@ def test_a_jobs_script_logs_so_as_well() -> None:
     )
     (line,) = [json.loads(line) for line in waiting.stderr.splitlines()]
     assert (line["verb"], line["exit_code"], waiting.returncode) == ("run_rayjob", 2, 2)
+
+
+@pytest.mark.parametrize("verb", ["score", "robustness", "predict", "train-baseline", "study"])
+def test_every_worker_logs_as_the_driver_does(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the first that a worker does: what it has to say of its own start is JSON already."""
+    from qualitygate.cluster import predicting_worker, study_worker, training_worker, variants, workers
+
+    class Reached(Exception):
+        pass
+
+    def reach(*_: Any, **__: Any) -> Any:
+        raise Reached
+
+    asked: list[tuple[str | None, str]] = []
+    monkeypatch.setattr(logs, "set_up", lambda form=None, verb="", **_: asked.append((form, verb)))
+    settings: Any = SimpleNamespace(log_format=logs.JSON, run_id="r", threads=1)
+    for module in (workers, variants):
+        monkeypatch.setattr(module, "use_threads", reach)
+    monkeypatch.setattr(predicting_worker.loop, "deterministic", reach)
+    monkeypatch.setattr(training_worker, "_train", reach)
+    monkeypatch.setattr(
+        study_worker, "ray", SimpleNamespace(get=lambda found: found, train=SimpleNamespace(get_context=reach))
+    )
+    starts: dict[str, Any] = {
+        "score": lambda: workers.ScoringWorker(None, settings, None, None, "pending"),  # type: ignore[arg-type]
+        "robustness": lambda: variants.SampleScorer(None, settings, None, None),  # type: ignore[arg-type]
+        "predict": lambda: predicting_worker.PredictingWorker(settings, None, None),
+        "train-baseline": lambda: training_worker.train({"work": settings}),
+        "study": lambda: study_worker.work({"study": settings}),
+    }
+    with pytest.raises(Reached):
+        starts[verb]()
+    assert asked == [(logs.JSON, verb)]
+
+
+@pytest.mark.parametrize("driver", ["scoring", "robustness", "prediction", "baseline", "study_training"])
+def test_every_driver_tells_its_workers(driver: str) -> None:
+    assert "log_format=logs.form()" in (ROOT / "qualitygate" / "cluster" / f"{driver}.py").read_text()

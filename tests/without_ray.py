@@ -27,7 +27,7 @@ def _nowhere(_: str) -> Iterator[session.Cluster]:
     yield session.Cluster(cpus=1.0, gpus=0.0, local=True)
 
 
-def _stream(run: Any, cluster: session.Cluster, spool: Path, rows: int) -> None:
+def _stream(run: Any, cluster: session.Cluster, spool: Path, rows: int, _beyond: int) -> None:
     score_costs.check_budget(run.config, run.plan, spool)
     schema = run.writer.schema.append(pa.field("_replaces", pa.bool_())).append(pa.field("_trace", pa.string()))
     scorer = RowScorer(replace(run.plan, device="cpu"), run_id=run.run_id)

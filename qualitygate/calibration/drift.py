@@ -52,7 +52,8 @@ class Change:
     score among photographs without an error. stratum: which photographs. reference, current: how many; effective: of
     each side, what they count for when photographs of a group resemble one another. Scores have ks (largest
     difference of the two distribution functions), psi, psi_chance (what chance alone seldom exceeds) and wasserstein
-    (in interquartile ranges of the reference; None where that is 0); rates have before and after, shares in [0, 1].
+    (in interquartile ranges of the reference; None where that is 0). before, after: of scores the medians, raw; of
+    rates the shares, [0, 1].
     """
 
     what: str
@@ -206,6 +207,8 @@ def of_scores(
         psi=psi,
         psi_chance=chance_index(effective[0], effective[1], limits.significance, bins),
         wasserstein=distance / float(high - low) if high > low else None,
+        before=float(np.median(before)),
+        after=float(np.median(after)),
     )
 
 
@@ -310,8 +313,14 @@ def settle(changes: Sequence[Change], limits: Limits) -> list[Change]:
     return settled
 
 
-def _large(one: Change, limits: Limits) -> bool:
+def times_limit(one: Change, limits: Limits) -> float:
+    """How many times as large as matters a change is, [0, inf): the index or the points, over their limit."""
     if one.psi is not None:
-        return one.psi >= max(limits.psi, one.psi_chance or 0.0)
-    limit = limits.coverage if one.what == COVERAGE else limits.errors
-    return one.before is not None and one.after is not None and abs(one.after - one.before) >= limit
+        return one.psi / max(limits.psi, one.psi_chance or 0.0)
+    if one.before is None or one.after is None:
+        return 0.0
+    return abs(one.after - one.before) / (limits.coverage if one.what == COVERAGE else limits.errors)
+
+
+def _large(one: Change, limits: Limits) -> bool:
+    return times_limit(one, limits) >= 1

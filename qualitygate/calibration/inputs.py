@@ -154,7 +154,7 @@ def read(config: CalibrateConfig, robustness: Mapping[str, Any] | None = None) -
     if unpredicted:
         warnings.append(
             f"{unpredicted} of {scored} scored photographs have no prediction and are left out; "
-            "run 'qualitygate predict' on those with a label to use them"
+            "those with a label are used once they are among the predictions"
         )
     warnings += _about_groups(photographs, predictions)
     classifier = _classifier(rows, predictions)

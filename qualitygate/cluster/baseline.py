@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from qualitygate import logs
 from qualitygate.cluster import devices, session
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import BaselineConfig, echo
@@ -256,6 +257,7 @@ def _on_ray(
         train=split.train,
         evaluation=split.evaluation,
         mailbox=Mailbox.options(scheduling_strategy=session.beside_driver()).remote(),  # type: ignore[attr-defined]
+        log_format=logs.form(),
     )
     place = storage.join(output, WORK)
     checkpoint = fitting.fit(work, place, workers=config.workers, on_gpu=on_gpu, progress=progress)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from qualitygate import logs
 from qualitygate.cluster.workers import Watchdog, ending_with_its_gpu, gpu_name
 from qualitygate.errors import ErrorCode, Failure
 from qualitygate.metrics.memory import telling_of_a_lost_gpu
@@ -50,6 +51,8 @@ class Task:
     batch_size: int
     threads: int
     on_gpu: bool
+    # As the driver logs: Ray keeps what workers log in files of each node.
+    log_format: str = logs.TEXT
 
 
 class PredictingWorker:
@@ -58,6 +61,7 @@ class PredictingWorker:
     def __init__(self, task: Task, state: Any, journal: Any) -> None:
         import cv2
 
+        logs.set_up(task.log_format, verb="predict")
         cv2.setNumThreads(1)
         loop.deterministic()
         torch.set_num_threads(min(task.threads, len(os.sched_getaffinity(0))))

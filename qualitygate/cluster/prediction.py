@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qualitygate import logs
 from qualitygate.cluster import devices, session
 from qualitygate.cluster.fitting import reason_of
 from qualitygate.cluster.planning import Progress
@@ -175,6 +176,7 @@ def _blocks(
         batch_size=config.batch_size,
         threads=pool.threads,
         on_gpu=on_gpu,
+        log_format=logs.form(),
     )
     rows = photographs.select(["image_id", "uri", "box", "label"])
     rows = rows.append_column("position", pa.array(range(rows.num_rows), pa.int64())).combine_chunks()

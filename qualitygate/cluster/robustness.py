@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qualitygate import logs
 from qualitygate.calibration import choice, correlation, samples, series_picture, table1
 from qualitygate.calibration.correlation import BLUR
 from qualitygate.calibration.samples import Sample, Samples
@@ -165,6 +166,7 @@ def _results(
         image_timeout_s=math.inf,
         threads=pool.threads,
         gpu_share=min(1.0, pool.gpus_per_worker) or 1.0,
+        log_format=logs.form(),
     )
     settings = VariantSettings(blur=found.blur, interpolation=config.interpolation, second_interpolation=second)
     attempts = Attempts.options(scheduling_strategy=session.beside_driver()).remote()  # type: ignore[attr-defined]

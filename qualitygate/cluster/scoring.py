@@ -53,11 +53,13 @@ def run(
     worker: type | None = None,
     run_id: str | None = None,
     deadline: float | None = None,
+    telemetry: Telemetry | None = None,
 ) -> Summary:
     """Score every image of the input that has no valid row yet.
 
     worker: another class than `ScoringWorker` for the pool, of the same constructor. run_id: what the rows name as
-    their run; default: a new one. deadline: seconds since 1970 after which no more rows are waited for.
+    their run; default: a new one. deadline: seconds since 1970 after which no more rows are waited for. telemetry: of
+    a job that this run is a step of, and that says itself how it ended and writes the text file.
 
     Raises ConfigurationError (nothing was written), Superseded (another run took over), Interrupted and
     DeadlineReached (resumable), ErrorBudgetExceeded (all rows are kept), AuditFailed.
@@ -68,9 +70,9 @@ def run(
         raise ConfigurationError("--output is empty; give a folder for the results")
     run_id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     logs.bind(run_id=run_id)
-    telemetry = Telemetry(output)
+    step, telemetry = telemetry is not None, telemetry or Telemetry(output)
     with (
-        telemetry.written(config.metrics_textfile),
+        telemetry.written(None if step else config.metrics_textfile),
         TemporaryDirectory(prefix="qualitygate-") as scratch,
         ExitStack() as stack,
     ):
@@ -131,6 +133,7 @@ def run(
         except (KeyboardInterrupt, _TimeIsUp) as stop:
             recorder.commit()
             audit = scores.audit(listed.all(), output, plan.metrics, complete=False)
+            telemetry.set("rows_pending", audit.expected - audit.present)
             _write_stats(output, run_id, config, plan, recorder, audit, started, state="interrupted")
             said = (
                 f"stopped with {audit.present} of {audit.expected} rows committed; "
@@ -145,7 +148,8 @@ def run(
         exceeded = audit.error_rate > config.max_error_rate
         state = "error_budget_exceeded" if exceeded else runs.DONE
         stats = _write_stats(output, run_id, config, plan, recorder, audit, started, state=state)
-        telemetry.ended(good=not exceeded)
+        if not step:
+            telemetry.ended(good=not exceeded)
     if exceeded:
         codes = ", ".join(f"{count} {code}" for code, count in audit.errors_by_code.items())
         raise ErrorBudgetExceeded(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qualitygate import logs
 from qualitygate.calibration import outputs
 from qualitygate.cluster import devices, session, study_inputs
 from qualitygate.cluster.planning import Progress
@@ -230,6 +231,7 @@ def _on_group(
         threads=config.threads,
         together=group.together,
         queue=queue,
+        log_format=logs.form(),
     )
 
     def on_killer(number: int, deaths: int, said: str | None) -> None:

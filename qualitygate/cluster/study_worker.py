@@ -17,6 +17,7 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
+from qualitygate import logs
 from qualitygate.cluster.losses import MOST_LOSSES, Losses, gone
 from qualitygate.cluster.workers import gpu_name
 from qualitygate.errors import DeviceLost, QualityGateError
@@ -94,6 +95,8 @@ class Study:
     threads: int
     together: bool
     queue: Any
+    # As the driver logs: Ray keeps what workers log in files of each node.
+    log_format: str = logs.TEXT
 
 
 class _Stop(Exception):
@@ -103,6 +106,7 @@ class _Stop(Exception):
 def work(settings: dict[str, Any]) -> None:
     """The function of each worker: runs until the queue has none."""
     study: Study = ray.get(settings["study"])
+    logs.set_up(study.log_format, verb="study")
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = _prepare_process(study.threads)

@@ -1,4 +1,5 @@
-"""Numbers of a scoring run for Prometheus: by Ray's own metrics while it is at work, as a text file when it has ended.
+"""Numbers of a scoring run, and of a night, for Prometheus: by Ray's own metrics while it is at work, as a text file
+when it has ended.
 
 The driver counts, from the blocks and traces that arrive anyway, so workers do nothing for it. Ray exports them where
 it has its metrics agent (`ray[default]`), under the prefix `ray_`. Whatever goes wrong here is logged and ends no run.
@@ -10,7 +11,7 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,13 +76,57 @@ SERIES = (
         name="last_success_timestamp_seconds",
         kind="gauge",
         unit="seconds since 1970",
-        description="End of the last run that was done",
+        description="End of the last run that was done; of nights, of the last one that was promoted or kept",
     ),
     Series(
         name="last_run_good",
         kind="gauge",
         unit="0 or 1",
-        description="Whether the run that ended last was done",
+        description="Whether the run that ended last was done; of nights, whether the last was promoted or kept",
+    ),
+    Series(
+        name="night_outcome",
+        kind="gauge",
+        unit="0 or 1",
+        description="How the last night ended",
+        labels=("state",),
+    ),
+    Series(
+        name="night_started_timestamp_seconds",
+        kind="gauge",
+        unit="seconds since 1970",
+        description="Beginning of the last night",
+    ),
+    Series(
+        name="night_finished_timestamp_seconds",
+        kind="gauge",
+        unit="seconds since 1970",
+        description="End of the last night, however it ended",
+    ),
+    Series(
+        name="gate_since_timestamp_seconds",
+        kind="gauge",
+        unit="seconds since 1970",
+        description="When the gate in force was put in force",
+    ),
+    Series(
+        name="night_coverage",
+        kind="gauge",
+        unit="share",
+        description="Photographs that pass: tonight's by the gate before, all by the gate in force",
+        labels=("photographs",),
+    ),
+    Series(
+        name="night_drifted",
+        kind="gauge",
+        unit="comparisons",
+        description="Methods and rates that drifted, in all photographs or in a stratum",
+    ),
+    Series(
+        name="night_photographs_left",
+        kind="gauge",
+        unit="photographs",
+        description="Listed photographs without a row when the night ended",
     ),
 )
 _BY_NAME = {series.name: series for series in SERIES}
@@ -89,10 +134,14 @@ _Labels = tuple[tuple[str, str], ...]
 
 
 class Telemetry:
-    """Counts one run, for Ray's metrics and for the text file. No method raises."""
+    """Counts one run, for Ray's metrics and for the text file. No method raises.
 
-    def __init__(self, output: str) -> None:
+    known: puts to their values what is known before the run begins; default: the end of the last good run.
+    """
+
+    def __init__(self, output: str, known: "Callable[[Telemetry], None] | None" = None) -> None:
         self._folder = output
+        self._known = known or Telemetry._set_last_good
         self._output = storage.redact(output)
         self._values: dict[tuple[str, _Labels], float] = defaultdict(float)
         self._observed: dict[tuple[str, _Labels], list[float]] = defaultdict(list)
@@ -103,6 +152,10 @@ class Telemetry:
         """Add to a counter."""
         self._values[name, self._labels(labels)] += amount
         self._tell(name, "inc", amount, labels)
+
+    def value(self, name: str, **labels: str) -> float:
+        """What a number stands at; 0 where it was never told."""
+        return self._values.get((name, self._labels(labels)), 0.0)
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Put a gauge to a value."""
@@ -117,7 +170,7 @@ class Telemetry:
     def started(self, pending: int) -> None:
         """The session is there and so many rows wait."""
         self.set("rows_pending", pending)
-        self._set_last_good()
+        self.recall()
 
     def ended(self, *, good: bool) -> None:
         """The run has ended, and its record is written."""
@@ -125,10 +178,16 @@ class Telemetry:
         if good:
             self.set("last_success_timestamp_seconds", time.time())
 
+    def recall(self, known: "Callable[[Telemetry], None] | None" = None) -> None:
+        """Put to their values what is known by now; what can't be read is left out."""
+        try:
+            (known or self._known)(self)
+        except Exception as error:
+            logger.warning("metrics of what was before can't be told: %s", storage.redact(str(error)))
+
     def _set_last_good(self) -> None:
-        with suppress(Exception):
-            if (good := runs.last_good(self._folder)) is not None:
-                self.set("last_success_timestamp_seconds", good.timestamp())
+        if (good := runs.last_good(self._folder)) is not None:
+            self.set("last_success_timestamp_seconds", good.timestamp())
 
     def _labels(self, labels: dict[str, str]) -> _Labels:
         return tuple(sorted({"output": self._output, **labels}.items()))
@@ -152,16 +211,21 @@ class Telemetry:
         """Write the text file when the block has ended, however it ended."""
         if path is not None:
             # Until this run ends well, what was good before stands.
-            self._set_last_good()
+            self.recall()
             self.set("last_run_good", 0.0)
         try:
             yield
         finally:
-            if path is not None:
-                try:
-                    storage.write_bytes(path, self.text().encode())
-                except Exception as error:
-                    logger.warning("%s can't be written: %s", storage.redact(path), storage.redact(str(error)))
+            self.write(path)
+
+    def write(self, path: str | None) -> None:
+        """Write the text file, where one is wanted."""
+        if path is None:
+            return
+        try:
+            storage.write_bytes(path, self.text().encode())
+        except Exception as error:
+            logger.warning("%s can't be written: %s", storage.redact(path), storage.redact(str(error)))
 
     def text(self) -> str:
         """Everything counted so far in Prometheus' text format."""

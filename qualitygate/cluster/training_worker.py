@@ -16,6 +16,7 @@ import ray.train
 import torch
 from torch import Tensor, nn
 
+from qualitygate import logs
 from qualitygate.cluster.photographs import assemble
 from qualitygate.errors import DeviceLost, QualityGateError
 from qualitygate.metrics.memory import telling_of_a_lost_gpu
@@ -68,6 +69,8 @@ class Work:
     train: npt.NDArray[np.int64]
     evaluation: npt.NDArray[np.int64]
     mailbox: Any
+    # As the driver logs: Ray keeps what workers log in files of each node.
+    log_format: str = logs.TEXT
 
 
 class _Stop(Exception):
@@ -77,6 +80,7 @@ class _Stop(Exception):
 def train(settings: dict[str, Any]) -> None:
     """The function of each worker. What it can foresee to fail again is posted instead of raised, which would retry."""
     work: Work = settings["work"]
+    logs.set_up(work.log_format, verb="train-baseline")
     try:
         with telling_of_a_lost_gpu("training"):
             _train(work)

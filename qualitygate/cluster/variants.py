@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from qualitygate import logs
 from qualitygate.calibration.correlation import BLUR, CROP_CENTRE, CROP_CORNER, ROTATION, ROTATION_SECOND, WINDOW
 from qualitygate.calibration.samples import Sample, Shot, photograph
 from qualitygate.cluster.losses import Losses
@@ -105,6 +106,7 @@ class SampleScorer:
     """Callable class of the actor pool: samples in, their values out."""
 
     def __init__(self, plan: Plan, machine: WorkerSettings, settings: VariantSettings, attempts: Any) -> None:
+        logs.set_up(machine.log_format, verb="robustness")
         use_threads(machine.threads)
         self._plan = on_this_machine(plan, machine)
         self._scorer = RowScorer(self._plan, run_id=machine.run_id)

@@ -1,6 +1,6 @@
 """What must hold before a new gate comes into force. Each check says what it measured and what that is held against."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +9,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qualitygate.calibration import gate_store, value
-from qualitygate.calibration.drift import COVERAGE, DRIFTED, OVERALL, Change
+from qualitygate.calibration.drift import COVERAGE, DRIFTED, ERRORS, OVERALL, Change, Limits, times_limit
 from qualitygate.calibration.gate import Gate
 from qualitygate.calibration.gate_store import History
 from qualitygate.calibration.statistics import Floats
 from qualitygate.config import NightlyConfig
+from qualitygate.metrics import CATALOGUE
 from qualitygate.nightly import windows
 from qualitygate.nightly.record import Check
 
-_SHOWN = 6
+# More than these are a wall of text; the report has all.
+_SHOWN = 3
+# A part is worth naming beside the whole where the change is so many times as large in it.
+_MORE_THAN_THE_WHOLE = 1.2
+_CODE, _MISSING = "error:", "missing:"
+_SHARES = {COVERAGE: "the share that passes", ERRORS: "the share without any score"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +46,19 @@ class Candidate:
 # ---- of tonight's photographs --------------------------------------------------------------------------------
 
 
-def of_tonight(
-    config: NightlyConfig, rows: int, failed: int, changes: Sequence[Change], examples: Sequence[str] = ()
-) -> Iterator[Check]:
-    """Whether tonight's photographs can be trusted. examples: ids of some of them, to look at."""
+def limits(config: NightlyConfig) -> Limits:
+    """When tonight's photographs count as drifted."""
+    return Limits(
+        psi=config.max_psi,
+        coverage=config.max_coverage_drift,
+        errors=config.max_error_drift,
+        significance=config.significance,
+        fewest=config.min_drift,
+    )
+
+
+def of_tonight(config: NightlyConfig, rows: int, failed: int, changes: Sequence[Change]) -> Iterator[Check]:
+    """Whether tonight's photographs can be trusted. No sentence names a photograph: the record does, to be erased."""
     rate = failed / rows if rows else 0.0
     yield Check(
         name="errors",
@@ -54,38 +69,76 @@ def of_tonight(
         value=rate,
         limit=config.max_error_rate,
     )
-    all_drifted = [one for one in changes if one.word == DRIFTED]
-    # What has drifted as a whole needn't be told of each part.
-    whole = {one.what for one in all_drifted if one.stratum == OVERALL}
-    drifted = [one for one in all_drifted if one.stratum == OVERALL or one.what not in whole]
-    shown = "; ".join(said_of(one) for one in drifted[:_SHOWN])
-    more = f"; and {len(drifted) - _SHOWN} more" if len(drifted) > _SHOWN else ""
-    if drifted and config.accept_drift:
-        yield Check(name="drift", passed=True, said=f"drift, accepted: {shown}{more}", value=len(drifted), limit=None)
+    told = drifts(changes, limits(config))
+    more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
+    shown = "; ".join(told[:_SHOWN]) + more
+    if told and config.accept_drift:
+        yield Check(name="drift", passed=True, said=f"drift, accepted: {shown}", value=len(told), limit=None)
     else:
         yield Check(
             name="drift",
-            passed=not drifted,
-            said=f"tonight's photographs are unlike the reference's: {shown}{more}; look at some"
-            + (f", such as {', '.join(map(repr, examples))}," if examples else "")
-            + " and if it is wanted, run the night again with --accept-drift"
-            if drifted
+            passed=not told,
+            said=f"tonight's photographs are unlike the reference's: {shown}; look at them in the night's report, and "
+            "if it is wanted, run the night again with --accept-drift"
+            if told
             else "tonight's photographs are like the reference's"
             if any(one.p_value is not None for one in changes)
             else "too few photographs, tonight's or the reference's, to speak of drift",
-            value=len(drifted),
+            value=len(told),
             limit=0,
         )
 
 
-def said_of(change: Change) -> str:
-    """One drifted thing in words."""
-    where = "" if change.stratum == OVERALL else f" of {change.stratum}"
+def drifts(changes: Sequence[Change], limits: Limits) -> list[str]:
+    """What has drifted, each thing in a sentence of the largest stratum in which it has: the largest change first."""
+    by_what: dict[str, list[Change]] = {}
+    for one in changes:
+        if one.word == DRIFTED:
+            by_what.setdefault(one.what, []).append(one)
+    largest = [max(found, key=lambda one: (one.current, one.stratum == OVERALL)) for found in by_what.values()]
+    # A code is told with all errors, where they have drifted too.
+    all_errors = {one.stratum for one in largest if one.what == ERRORS}
+    told = [one for one in largest if not (one.what.startswith(_CODE) and one.stratum in all_errors)]
+    told.sort(key=lambda one: -times_limit(one, limits))
+    return [said_of(one, by_what, limits) for one in told]
+
+
+def said_of(change: Change, drifted: Mapping[str, Sequence[Change]], limits: Limits) -> str:
+    """One drifted thing in words. drifted: all that has, by what: where else, and which errors."""
+    whole = change.stratum == OVERALL
+    where = "" if whole else f" of {change.stratum}"
+    parts = [one for one in drifted.get(change.what, ()) if one.current < change.current] if whole else []
+    worst = max(parts, key=lambda one: times_limit(one, limits), default=None)
+    most = ""
+    if worst is not None and times_limit(worst, limits) >= _MORE_THAN_THE_WHOLE * times_limit(change, limits):
+        most = f", most in {worst.stratum}"
     if change.psi is not None:
-        size = f"p {change.p_holm:.1g}, {change.current:,} photographs"
-        return f"{change.what}{where} has a PSI of {change.psi:.2f} ({size})"
-    name = {COVERAGE: "the share that passes", "errors": "the share that fails"}.get(change.what, change.what)
-    return f"{name}{where} went from {change.before:.1%} to {change.after:.1%} (p {change.p_holm:.1g})"
+        return f"{change.what}{where} {_moved(change)} (PSI {change.psi:.2f}, {change.current:,} photographs{most})"
+    name = _SHARES.get(change.what, change.what)
+    if change.what.startswith(_CODE):
+        name = f"the share that fails as {change.what.removeprefix(_CODE)}"
+    if change.what.startswith(_MISSING):
+        name = f"the share without {change.what.removeprefix(_MISSING)}"
+    before, after = change.before or 0.0, change.after or 0.0
+    codes = [one for key, found in drifted.items() if key.startswith(_CODE) for one in found]
+    codes = [one for one in codes if change.what == ERRORS and one.stratum == change.stratum]
+    code = max(codes, key=lambda one: abs((one.after or 0.0) - (one.before or 0.0)), default=None)
+    mostly = f", mostly {code.what.removeprefix(_CODE)}" if code is not None else ""
+    verb = "rose" if after > before else "fell"
+    return f"{name}{where} {verb} from {before:.1%} to {after:.1%} ({change.current:,} photographs{mostly}{most})"
+
+
+def _moved(change: Change) -> str:
+    """Where a method's scores went, in its own unit, and what that says of the photographs."""
+    if change.before is None or change.after is None:
+        return "is spread otherwise"
+    before, after = f"{change.before:.4g}", f"{change.after:.4g}"
+    if before == after:
+        return f"is spread otherwise around its median of {before}"
+    rose = change.after > change.before
+    moved = f"{'rose' if rose else 'fell'} from a median of {before} to {after}"
+    metric = CATALOGUE.get(change.what)
+    return moved if metric is None else f"{moved}: {'better' if rose == metric.higher_is_better else 'worse'} quality"
 
 
 # ---- of the new gate -----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from qualitygate.calibration.calibrate import Progress
 from qualitygate.calibration.gate import Gate
 from qualitygate.calibration.gate_store import History
 from qualitygate.cluster import score_costs, scoring
+from qualitygate.cluster.telemetry import Telemetry
 from qualitygate.config import (
     CalibrateConfig,
     ManifestBuildConfig,
@@ -44,6 +45,7 @@ from qualitygate.nightly import (
     audit,
     canary,
     candidate,
+    gauges,
     guardrails,
     housekeeping,
     listing,
@@ -57,16 +59,17 @@ from qualitygate.nightly import (
 )
 from qualitygate.nightly.lock import Lock
 from qualitygate.nightly.record import Check, Night, Records
-from qualitygate.report import costs, page
+from qualitygate.report import costs, page, wording
 from qualitygate.tables import manifest_build, scores, storage
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = listing.FILE
 REPORT = housekeeping.REPORT
-_LONGEST_REASON = 240
 # So many nights are named in a check.
 _SHOWN = 3
+# Points of a report's figures, each with its photograph: one is kept for each night.
+_SAMPLE = 400
 _BEFORE_SCORING = ("canary", "manifest")
 
 
@@ -99,7 +102,8 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
     name = config.night or f"{datetime.now(UTC):%Y-%m-%d}"
     logs.bind(run_id=f"night-{name}")
     try:
-        return _run(config, name, progress)
+        with gauges.of_night(config, name) as telemetry:
+            return _run(config, name, progress, telemetry)
     except (Interrupted, Locked):
         raise
     except Exception as error:
@@ -109,7 +113,7 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
         raise
 
 
-def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress]) -> Outcome:
+def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress], telemetry: Telemetry) -> Outcome:
     output = outputs.check_output(config.output)
     score, fitting = settings.of_score(config), settings.of_calibration(config)
     deadline = settings.deadline(config.deadline, time.time())
@@ -147,6 +151,7 @@ def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress]) 
             output=output,
             records=records,
             scratch=Path(scratch),
+            telemetry=telemetry,
         )
         job.night = night
         job.deadline = deadline
@@ -159,7 +164,7 @@ def raise_for(outcome: Outcome) -> None:
     night = outcome.night
     if night.state == "refused":
         kept = f"gate {night.gate_after} stays in force" if night.gate_after else "no gate is in force"
-        raise NightRefused(f"night {night.night} is refused, {kept}: {'; '.join(map(_short, night.reasons))}")
+        raise NightRefused(f"night {night.night} is refused, {kept}: {wording.clauses(night.reasons)}")
     if night.state == "deadline":
         done, left = _done_and_left(night)
         raise DeadlineReached(
@@ -179,11 +184,6 @@ def _scored_until(night: Night) -> str:
     """How far a night came until its deadline, in words."""
     done, left = _done_and_left(night)
     return f"{done:,} were scored, {left:,} are left" if done is not None and left is not None else "some are left"
-
-
-def _short(reason: str) -> str:
-    """A reason for one line; whole it stands in the night's record."""
-    return reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON].rpartition(" ")[0] + " ..."
 
 
 def _begun(output: str, name: str, before: Night | None, others: Sequence[Night], *, again: bool) -> Night:
@@ -228,6 +228,7 @@ class _Job:
         output: str,
         records: Records,
         scratch: Path,
+        telemetry: Telemetry,
     ) -> None:
         self._config = config
         self._score = score
@@ -236,6 +237,7 @@ class _Job:
         self._told = progress
         self._progress = progress("photographs")
         self._output = output
+        self._telemetry = telemetry
         self._store = storage.join(output, gates.FOLDER)
         # Under the lock nobody changes other nights.
         self._others = records.nights
@@ -408,11 +410,17 @@ class _Job:
         listing.take_over(self._output, self.night.night)
         self._keep_failing()
         try:
-            stats = scoring.run(self._score, self._progress, run_id=self.night.run_id, deadline=self.deadline).stats
+            stats = scoring.run(
+                self._score,
+                self._progress,
+                run_id=self.night.run_id,
+                deadline=self.deadline,
+                telemetry=self._telemetry,
+            ).stats
         except DeadlineReached as error:
             self._progress.note(str(error))
             return {"deadline": True, "done": error.done, "left": error.left}
-        return {"deadline": False, "by_status": stats["manifest"]["by_status"]}
+        return {"deadline": False, "left": 0, "by_status": stats["manifest"]["by_status"]}
 
     def _keep_failing(self) -> None:
         """Enter which photographs had failed for nights on end before this night tries them once more."""
@@ -453,13 +461,6 @@ class _Job:
         return candidate.Counted(output=self._output, aside=aside, gone=self._gone)
 
     def _drift(self) -> dict[str, Any]:
-        limits = drift.Limits(
-            psi=self._config.max_psi,
-            coverage=self._config.max_coverage_drift,
-            errors=self._config.max_error_drift,
-            significance=self._config.significance,
-            fewest=self._config.min_drift,
-        )
         beside = trust.beside(self.night, self._others, [run for run in self._runs if run not in self._partly])
         doubts = trust.doubts(self.night, self._others, self._runs)
         found = windows.read(
@@ -473,10 +474,11 @@ class _Job:
             metrics=self._score.metrics,
             failing=self._failing([self.night.night, *beside.unfinished, *beside.pooled]),
         )
+        limits = guardrails.limits(self._config)
         changes = drift.compare(found.reference, found.tonight, limits) if found.reference is not None else []
         # Who accepts a drift vouches for these photographs, however few they are.
         settled = found.readable >= self._config.min_drift or self._config.accept_drift
-        checks = list(guardrails.of_tonight(self._config, found.rows, found.failed, changes, found.examples))
+        checks = list(guardrails.of_tonight(self._config, found.rows, found.failed, changes))
         checks = [_pooled(check, beside, settled) for check in checks]
         if self._damaged:
             said = "; ".join(f"night {night}: {why}" for night, why in self._damaged.items())
@@ -493,6 +495,8 @@ class _Job:
             "drifted": sum(one.word == drift.DRIFTED for one in changes),
             "coverage": found.passed,
             "new_strata": found.new_strata,
+            "new_cameras": found.new_cameras,
+            "examples": [{"image_id": image_id} for image_id in found.examples],
             "checks": [asdict(one) for one in checks],
         }
 
@@ -575,6 +579,8 @@ class _Job:
             input=tuple(inputs),
             output=self._at(REPORT),
             thumbnails=self._config.thumbnails,
+            sample=_SAMPLE,
+            aim_megabytes=self._config.report_megabytes,
             title=f"Night {self.night.night}",
         )
         try:
@@ -611,7 +617,8 @@ def _tell(
     message = {
         "night": night.night,
         "state": state or night.state,
-        "reasons": [storage.redact(reason) for reason in reasons or night.reasons],
+        # In short, as nobody reads more of it on a telephone; of a job that failed nothing else has it whole.
+        "reasons": [storage.redact(reason) for reason in reasons] or [*map(wording.clause, night.reasons)],
         "gate": night.gate_after or night.gate_before,
         "output": storage.redact(output),
         "report": storage.redact(record.place(output, night.night, REPORT)),

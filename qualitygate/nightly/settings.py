@@ -26,7 +26,7 @@ BESIDE_PREDICTIONS = ("prediction.json",)
 _COMMITS = {"commit_rows": 20_000, "commit_seconds": 300.0}
 # What the night itself decides.
 _OWN = {
-    "score": ("input", "output", "max_error_rate", "limit", "ray_address"),
+    "score": ("input", "output", "max_error_rate", "limit", "ray_address", "metrics_textfile"),
     "calibrate": ("scores", "predictions", "output", "parent"),
 }
 # A gate's vote would decide what is scored.

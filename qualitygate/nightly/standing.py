@@ -14,6 +14,7 @@ from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.nightly import lock, record, trend
 from qualitygate.nightly.lock import Held
 from qualitygate.nightly.record import RECORDS, Night
+from qualitygate.report import wording
 from qualitygate.report.status import Part, ago, iso, moment
 from qualitygate.tables import storage
 
@@ -103,7 +104,7 @@ def _table(folder: str) -> list[Night]:
 
 def _problem(last: Night, held: Held | None, now: datetime) -> str | None:
     if last.state == "refused":
-        return f"night {last.night} was refused: {_reasons(last)}"
+        return f"night {last.night} was refused: {_reasons(last)}; whole in {record.NIGHTS}/{last.night}/{record.FILE}"
     if last.state != "running" or (held is not None and held.night == last.night and held.alive(now.timestamp())):
         return None
     done = f"behind its step {list(last.steps)[-1]!r}" if last.steps else "where it was"
@@ -116,7 +117,8 @@ def _problem(last: Night, held: Held | None, now: datetime) -> str | None:
 
 
 def _reasons(night: Night) -> str:
-    return storage.redact("; ".join(night.reasons)) or "no reason is recorded"
+    """In short: whole they stand in the night's record and in its report."""
+    return wording.clauses(night.reasons) or "no reason is recorded"
 
 
 def _said(night: Night, now: datetime) -> str:

@@ -28,6 +28,10 @@ _EXAMPLES = 5
 _OLD_FAILURE = 3
 _DAY_US = 86_400_000_000
 CAMERA, FOLDER = "camera", "folder"
+# SQL for a row's camera, empty where it isn't known.
+_CAMERA = "CASE WHEN make IS NULL AND model IS NULL THEN '' ELSE concat_ws(' ', make, model) END"
+# New cameras that are told by name.
+_MOST_NEW = 5
 # SQL for rows that have any score: what can't be read can't be labelled either.
 READABLE = f"status <> {literal('error')}"
 
@@ -38,8 +42,9 @@ class Windows:
 
     rows, failed: of all of tonight's photographs, without those of pooled nights. readable: how many of the window
     have a score, pooled ones included. passed: share of tonight's photographs that pass, None without any. new_strata:
-    shares of tonight's photographs by strata that the reference lacks, such as a new camera. examples: ids of some of
-    tonight's, by chance.
+    shares of tonight's photographs by camera, the most frequent of those never seen before. new_cameras: how many
+    cameras these are, all of them, and of how many of tonight's photographs. examples: ids of some of tonight's, by
+    chance.
     """
 
     reference: Window | None
@@ -49,6 +54,7 @@ class Windows:
     readable: int
     passed: float | None
     new_strata: dict[str, float]
+    new_cameras: tuple[int, int] = (0, 0)
     examples: tuple[str, ...] = ()
 
 
@@ -107,6 +113,7 @@ def read(
         now = _window(database, pool, names, gate)
         own = _window(database, tonight, names, gate) if pooled else now
         reference = _window(database, young, names, gate) if _count(database, young) else None
+        fresh, all_new = _new(database, tonight, before) if reference else ({}, (0, 0))
         some = database.sql(f"SELECT image_id FROM scores WHERE {tonight} ORDER BY md5(image_id) LIMIT {_EXAMPLES}")
         examples = tuple(str(image_id) for (image_id,) in some.fetchall())
     return Windows(
@@ -116,7 +123,8 @@ def read(
         failed=failed,
         readable=readable,
         passed=float(own.passed.mean()) if own.passed is not None and len(own) else None,
-        new_strata=_new(reference, own) if reference else {},
+        new_strata=fresh,
+        new_cameras=all_new,
         examples=examples,
     )
 
@@ -220,7 +228,7 @@ def _rows(database: "duckdb.DuckDBPyConnection", where: str, metrics: Sequence[s
     values = "".join(f", {identifier(name)}" for name in metrics)
     return database.sql(
         f"""SELECT image_id, coalesce(error_code, '') AS code,
-            CASE WHEN make IS NULL AND model IS NULL THEN '' ELSE concat_ws(' ', make, model) END AS camera,
+            {_CAMERA} AS camera,
             CASE WHEN contains(image_id, '/') THEN split_part(image_id, '/', 1) ELSE '' END AS folder{values}
         FROM {of} WHERE {where} ORDER BY md5(image_id), image_id LIMIT {_MOST}"""
     ).to_arrow_table()
@@ -244,10 +252,17 @@ def _largest(labels: Sequence[str]) -> list[str]:
     return [label if label in kept else "" for label in labels]
 
 
-def _new(reference: Window, tonight: Window) -> dict[str, float]:
-    # New folders are what a feed is made of.
-    labels, known = tonight.strata[CAMERA], set(reference.strata[CAMERA])
-    return {
-        f"{CAMERA} {value}": sum(label == value for label in labels) / len(labels)
-        for value in sorted({label for label in labels if label} - known)
-    }
+def _new(database: "duckdb.DuckDBPyConnection", tonight: str, before: str) -> tuple[dict[str, float], tuple[int, int]]:
+    """Shares of tonight's photographs by the most frequent new cameras; of all new ones, (cameras, photographs).
+
+    Of the whole table: a camera that is rare in it isn't new. New folders are what a feed is made of.
+    """
+    found = database.sql(
+        f"""SELECT camera, count(*) AS photographs, sum(count(*)) OVER () AS everything, camera <> '' AND camera NOT IN
+            (SELECT DISTINCT {_CAMERA} FROM scores WHERE {before}) AS new
+        FROM (SELECT {_CAMERA} AS camera FROM scores WHERE {tonight})
+        GROUP BY camera ORDER BY photographs DESC, camera"""
+    ).fetchall()
+    new = [(str(camera), int(count), int(everything)) for camera, count, everything, is_new in found if is_new]
+    shares = {f"{CAMERA} {camera}": count / everything for camera, count, everything in new[:_MOST_NEW]}
+    return shares, (len(new), sum(count for _, count, _ in new))

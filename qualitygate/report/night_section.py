@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from qualitygate.report import figures, night_figures, records, wording
+from qualitygate.report import figures, next_steps, night_figures, records, wording
 from qualitygate.report.artefacts import Artefacts, Nights
 from qualitygate.report.night_figures import STATES, Timeline
 
@@ -62,6 +62,9 @@ def of(artefacts: Artefacts) -> dict[str, Any] | None:
         "lede": lede(nights),
         "points": points(nights),
         "record": nights.last,
+        "steps": next_steps.of(artefacts),
+        "candidate": next_steps.candidate(artefacts),
+        "force": in_force(nights),
         "nights": shown,
         "legend": [(word, sign, _TONES[state]) for state, (word, sign, _, _) in STATES.items()],
         "strip": shown[-_STRIP:],
@@ -179,8 +182,8 @@ def points(nights: Nights) -> list[str]:
     if nights.changes and nights.changes[-1].held:
         found.append("Promotions are held: no night promotes until somebody does by hand ('qualitygate gate promote').")
     if nights.last is not None:
-        for stratum, share in nights.last.steps.drift.new_strata.items():
-            found.append(f"{stratum}, {wording.percent(share)} of tonight's photographs, was never seen before.")
+        drift = nights.last.steps.drift
+        found += wording.unseen(drift.new_strata, drift.new_cameras, drift.rows or 0)
         drawn = nights.last.steps.decide.audit
         if drawn is not None and drawn.new:
             found.append(
@@ -198,7 +201,16 @@ def by_whom(change: "Change") -> str:
 def warning(artefacts: Artefacts) -> str | None:
     """That the page's lines are not those in force, which a refused night's candidate's are not."""
     nights, calibration = artefacts.nights, artefacts.calibration
-    if nights is None or calibration is None or nights.in_force == calibration.gate.id:
+    why = next_steps.candidate(artefacts)
+    if nights is None or calibration is None or why is None:
         return None
-    force = f"gate {nights.in_force} is" if nights.in_force else "no gate is"
-    return f"The lines and the verdict below are of gate {calibration.gate.id}, which is not in force; {force}."
+    refused = ", as the night was refused" if nights.rows[-1].state == "refused" else ""
+    return (
+        f"The lines and the verdict below are of gate {calibration.gate.id}, which is NOT in force{refused}; "
+        f"{in_force(nights)}."
+    )
+
+
+def in_force(nights: Nights) -> str:
+    """Which gate is."""
+    return f"gate {nights.in_force} is" if nights.in_force else "no gate is"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qualitygate.report import wording
 from qualitygate.report.terminal import rendered
 from qualitygate.tables import storage
 
@@ -36,10 +37,10 @@ def of_night(night: Mapping[str, Any]) -> str:
             lines.append(f"with those of unfinished nights: {', '.join(one['unfinished'])}")
         if not one["reference"]:
             lines.append("drift:       nothing was scored before, so there is nothing to compare with")
-        lines += [
-            f"new:         {stratum}, {share:.0%} of tonight's photographs, was never seen before"
-            for stratum, share in one["new_strata"].items()
-        ]
+        new = wording.unseen(one["new_strata"], one.get("new_cameras", ()), one["rows"])
+        lines += [f"new:         {said}" for said in new]
+        if night["state"] == "refused" and one["drifted"] and (some := one.get("examples")):
+            lines.append(f"look at:     {', '.join(storage.redact(example['image_id']) for example in some)}")
     if steps.get("calibrate", {}).get("gate"):
         one = steps["calibrate"]
         lines.append(f"labelled:    {one['labelled']:,} photographs")

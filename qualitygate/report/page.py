@@ -1,11 +1,13 @@
 """The report: one self-contained HTML page from what the other verbs wrote; it makes no request of any kind."""
 
 import base64
+import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from qualitygate.report import (
     selection,
     study_section,
     thumbnails,
+    tonight,
     verdict,
     wording,
 )
@@ -71,22 +74,32 @@ def write(config: ReportConfig) -> Path | str:
 
 
 def render(found: artefacts.Artefacts, config: ReportConfig) -> bytes:
-    """The page's bytes, with the largest photographs that keep it under `max_megabytes`."""
+    """The page's bytes, with the largest photographs that keep it under `max_megabytes`, or the smallest that don't
+    keep it under `aim_megabytes`."""
     context = _context(found, config)
     shown = _photographs(found, config)
     if shown:
         assert found.calibration is not None  # what `shown` was made from
         context["lines"] = sections.lines(found.calibration, shown.rows, shown.chosen)
         context["shown"] = shown.chosen
+    night = tonight.of(found)
+    context["tonight"] = night
+    pictures = thumbnails.read(night.sources, for_stream("photographs")) if night and config.thumbnails else None
     limit = int(config.max_megabytes * _MEGABYTE)
-    page = b""
-    for encoded in _attempts(shown):
-        page = _rendered(context | _album(found, shown, encoded))
-        if len(page) <= limit:
+    aim = limit if config.aim_megabytes is None else min(limit, int(config.aim_megabytes * _MEGABYTE))
+    page, smallest = b"", b""
+    for encoded, size in _attempts(shown):
+        small = _small(pictures, size)
+        page = _rendered(context | _album(found, shown, encoded) | {"tonight_encoded": small})
+        if len(page) <= aim:
             return page
+        if size is not None and len(page) <= limit:
+            smallest = page
+    if smallest or len(page) <= limit:
+        return smallest or page
     raise ConfigurationError(
         f"max_megabytes is {config.max_megabytes:g}, but the page takes {len(page) / _MEGABYTE:.1f} without a single "
-        "photograph (the figures' library alone 4.8); give more, or a smaller --sample"
+        "photograph (the figures' library alone 2.0); give more, or a smaller --sample"
     )
 
 
@@ -147,20 +160,31 @@ def _photographs(found: artefacts.Artefacts, config: ReportConfig) -> _Shown | N
     return _Shown(rows=rows, chosen=chosen, pictures=thumbnails.read(sources, for_stream("photographs")))
 
 
-def _attempts(shown: _Shown | None) -> Iterator[thumbnails.Encoded | None]:
-    """Ever smaller sets of photographs; a single nothing where there are none."""
+def _attempts(shown: _Shown | None) -> Iterator[tuple[thumbnails.Encoded | None, thumbnails.Size | None]]:
+    """Ever smaller sets of photographs, and the size for other ones on the page; None for those where none fit."""
+    smallest = thumbnails.SIZES[-1]
     if shown is None or shown.pictures is None:
-        yield None
+        yield from ((None, size) for size in (*thumbnails.SIZES, None))
         return
     gallery, hovered = shown.chosen.gallery(), shown.chosen.scatter.tolist()
     for size in thumbnails.SIZES[:-1]:
-        yield thumbnails.encode(shown.pictures, gallery=gallery, hovered=hovered, size=size)
+        yield thumbnails.encode(shown.pictures, gallery=gallery, hovered=hovered, size=size), size
     # Wrong predictions are what people point at: they are the last to lose their photograph.
     hovered.sort(key=lambda row: bool(shown.rows.correct[row]))
     for share in _HOVER_SHARES:
         kept = hovered[: int(share * len(hovered))]
-        yield thumbnails.encode(shown.pictures, gallery=gallery, hovered=kept, size=thumbnails.SIZES[-1])
-    yield thumbnails.encode(shown.pictures, gallery=(), hovered=(), size=thumbnails.SIZES[-1])
+        yield thumbnails.encode(shown.pictures, gallery=gallery, hovered=kept, size=smallest), smallest
+    yield thumbnails.encode(shown.pictures, gallery=(), hovered=(), size=smallest), None
+
+
+def _small(
+    pictures: Mapping[int, thumbnails.Picture | str] | None, size: thumbnails.Size | None
+) -> thumbnails.Encoded | None:
+    """The night's own photographs."""
+    if pictures is None:
+        return None
+    shown = list(pictures) if size is not None else []
+    return thumbnails.encode(pictures, gallery=shown, hovered=(), size=size or thumbnails.SIZES[-1])
 
 
 def _album(found: artefacts.Artefacts, shown: _Shown | None, encoded: thumbnails.Encoded | None) -> dict[str, Any]:
@@ -188,11 +212,14 @@ def _rendered(context: Mapping[str, Any]) -> bytes:
         "text": sections.text,
         "inert": Markup,
     }
-    scripts = _scripts()
-    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    script = f"\n{_template('page.js')}\n"
+    plotly, packed = _plotly()
+    # Plotly's is inserted by ours when it is unpacked; no other script can run, whatever the data hold.
+    allowed = " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script))
     page = environment.get_template("page.html").render(
         context,
-        scripts=[Markup(script) for script in scripts],  # our own and plotly's
+        script=Markup(script),
+        plotly=Markup(packed),
         script_sources=Markup(allowed),
         colours=Markup(palette.style_sheet()),
         style=Markup(_template("page.css")),
@@ -204,11 +231,15 @@ def _rendered(context: Mapping[str, Any]) -> bytes:
     return page.encode("utf-8", "replace")
 
 
-def _scripts() -> Sequence[str]:
+@cache
+def _plotly() -> tuple[str, str]:
+    """(plotly's script, the same as base64 of gzip): packed it is two megabytes instead of five."""
     from plotly.offline import get_plotlyjs
 
-    # Plotly's bundle is read by the browser as it stands between the tags, so is what is hashed.
-    return (f"\n{get_plotlyjs()}\n", f"\n{_template('page.js')}\n")
+    source = get_plotlyjs()
+    # Without a time in it: the same inputs make the same page.
+    packed = gzip.compress(source.encode("utf-8"), 9, mtime=0)
+    return source, base64.b64encode(packed).decode("ascii")
 
 
 def _template(name: str) -> str:
@@ -216,5 +247,5 @@ def _template(name: str) -> str:
 
 
 def _digest(script: str) -> str:
-    """As a Content-Security-Policy names an inline script that may run; no other can, whatever the data hold."""
+    """As a Content-Security-Policy names an inline script that may run."""
     return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

@@ -515,11 +515,72 @@ class NightDecision(Record):
     audit: AuditSample | None = None
 
 
+class Named(Record):
+    """A photograph that a night names."""
+
+    image_id: str
+
+
+class NightChange(Record):
+    """One comparison with the reference, as of `drift.Change`."""
+
+    what: str
+    stratum: str
+    current: int
+    word: str
+    before: float | None = None
+    after: float | None = None
+    psi: float | None = None
+    psi_chance: float | None = None
+
+
 class NightDrift(Record):
+    """What tonight's photographs were found to be. new_cameras: (cameras never seen before, photographs of these)."""
+
+    rows: int | None = None
+    unfinished: list[str] = Field(default_factory=list)
+    by_hand: list[str] = Field(default_factory=list)
+    changes: list[NightChange] = Field(default_factory=list)
     new_strata: dict[str, float] = Field(default_factory=dict)
+    new_cameras: list[int] = Field(default_factory=list)
+    examples: list[Named] = Field(default_factory=list)
+
+
+class NightShift(Record):
+    """A canary photograph's score, as it was known and as it is now."""
+
+    image_id: str
+    before: float
+    after: float | None = None
+
+
+class NightMoved(Record):
+    """How far a metric's scores of the canary moved."""
+
+    metric: str
+    largest: float
+    bound: float
+    lost: int = 0
+    definition: bool = False
+    shifts: list[NightShift] = Field(default_factory=list)
+
+    @property
+    def past(self) -> bool:
+        """Whether they moved further than is allowed."""
+        return self.largest > self.bound or bool(self.lost) or self.definition
+
+
+class NightCanary(Record):
+    moved: list[NightMoved] = Field(default_factory=list)
+
+
+class NightCalibration(Record):
+    gate: str | None = None
 
 
 class NightSteps(Record):
+    canary: NightCanary = NightCanary()
+    calibrate: NightCalibration = NightCalibration()
     decide: NightDecision = NightDecision()
     drift: NightDrift = NightDrift()
 
@@ -529,5 +590,7 @@ class NightRecord(Record):
 
     night: NightName
     state: NightState
+    gate_before: str | None = None
+    gate_after: str | None = None
     checks: list[NightCheck] = Field(default_factory=list)
     steps: NightSteps = NightSteps()

@@ -167,3 +167,26 @@ def sentence(text: str) -> str:
     """A message as a sentence of its own: a capital first, a full stop last."""
     said = safe(text).strip()
     return said if not said else said[0].upper() + said[1:] + ("" if said[-1] in ".!?" else ".")
+
+
+def clause(text: str, width: int = 160) -> str:
+    """The first clause of a message, of at most so many characters: where it is told in passing."""
+    said = safe(text).strip().partition("; ")[0]
+    return said if len(said) <= width else f"{said[: width - 4].rpartition(' ')[0]} ..."
+
+
+def clauses(texts: Sequence[str], most: int = 3) -> str:
+    """Several messages in passing: the first clause of the first ones, and how many more there are."""
+    more = f"; and {len(texts) - most} more" if len(texts) > most else ""
+    return "; ".join(clause(text) for text in texts[:most]) + more
+
+
+def unseen(shares: Mapping[str, float], cameras: Sequence[int], photographs: int) -> list[str]:
+    """Cameras never seen before. shares: of the night's photographs, by some; cameras: (all of them, photographs)."""
+    said = [f"{name}, {share:.0%} of tonight's photographs, was never seen before" for name, share in shares.items()]
+    count, of = (*cameras, 0, 0)[:2]
+    if count > 1 and photographs:
+        said.append(
+            f"{of:,} of tonight's photographs ({of / photographs:.0%}) come from {count:,} cameras never seen before"
+        )
+    return said

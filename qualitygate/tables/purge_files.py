@@ -30,12 +30,13 @@ Cleaner = Callable[[Path, Ids, Path | None], int]
 def parquet(path: Path, ids: Ids, target: Path | None = None) -> int:
     """Rows of the photographs, and other cells that name one; the file's metadata as well."""
     with pq.ParquetFile(path) as file:
-        schema, found = _metadata(file.schema_arrow, ids)
+        schema, found = _metadata(_without_views(file.schema_arrow), ids)
         compression = _compression(file)
         writer = pq.ParquetWriter(target, schema, compression=compression) if target is not None else None
         try:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
+                table = table.cast(_without_views(table.schema))
                 kept, count = _rows(table, ids)
                 found += count
                 if writer is not None and kept.num_rows:
@@ -44,6 +45,12 @@ def parquet(path: Path, ids: Ids, target: Path | None = None) -> int:
             if writer is not None:
                 writer.close()
     return found
+
+
+def _without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema with texts for views of texts, as Delta's own deletes leave them: Arrow can't filter these."""
+    fields = [field.with_type(pa.string()) if pa.types.is_string_view(field.type) else field for field in schema]
+    return pa.schema(fields, metadata=schema.metadata)
 
 
 def _compression(file: pq.ParquetFile) -> str:

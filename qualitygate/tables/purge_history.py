@@ -101,6 +101,7 @@ def _in_statistics(text: str, ids: Ids) -> bool:
 def remove(uri: str, output: str | None, ids: Ids) -> None:
     """Do it. uri: of the table. output: the folder of a score table, whose writer is used; None: another table."""
     before = {item.name for item in storage.everything(uri)}
+    first = scores.at_version(uri).version()
     if output is not None:
         table = scores.existing_table(output)
         writer = scores.Writer(output, scores.metrics_of(table), f"{scores.PURGE}{table.version()}")
@@ -111,6 +112,8 @@ def remove(uri: str, output: str | None, ids: Ids) -> None:
     # First a checkpoint, which needs nothing of the commits before it.
     table.create_checkpoint()
     live, version = _live(table), table.version()
+    # Many ids are removed some at a time, and what the first commits wrote, later ones replaced.
+    before |= _written(uri, first, version)
     for item in storage.everything(uri):
         if not item.name.startswith(f"{LOG}/"):
             continue
@@ -126,6 +129,17 @@ def remove(uri: str, output: str | None, ids: Ids) -> None:
                 holds = item.name not in live and _in_data(path, ids)
             if holds:
                 storage.delete(item.uri)
+
+
+def _written(uri: str, first: int, last: int) -> set[str]:
+    """Files that the commits after a version, up to another, have added."""
+    found = set()
+    for number in range(first + 1, last + 1):
+        for line in (scores.log_entry(uri, number) or b"").splitlines():
+            added = json.loads(line).get("add") if line.strip() else None
+            if added:
+                found.add(added["path"].rsplit("/", 1)[-1])
+    return found
 
 
 def _forget_condition(info: dict[str, Any] | None, ids: Ids) -> bool:

@@ -382,6 +382,22 @@ def test_the_page_of_nights_fits_a_phone_and_the_dark(visit_nights: Any) -> None
         )
 
 
+def test_a_browser_that_cannot_unpack_the_figures_says_so_and_shows_the_rest(browser: Any, written: Path) -> None:
+    context = browser.new_context(viewport=DESKTOP)
+    context.add_init_script("delete window.DecompressionStream")
+    page = context.new_page()
+    page.goto(written.as_uri())
+    page.wait_for_selector("html[data-figures=none]")
+    assert "All numbers stand in the tables" in page.locator("#no-figures").inner_text()
+    assert page.locator("#no-figures").is_visible()
+    # Photographs still open, and printing asks for no figure.
+    page.locator(".tile").first.click()
+    assert page.locator("#viewer").evaluate("dialog => dialog.open")
+    page.keyboard.press("Escape")
+    assert page.pdf(format="A4").startswith(b"%PDF")
+    context.close()
+
+
 def test_without_scripts_nights_can_be_read(browser: Any, nights: Path) -> None:
     context = browser.new_context(java_script_enabled=False, viewport=DESKTOP)
     page = context.new_page()

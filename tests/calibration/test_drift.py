@@ -49,6 +49,7 @@ def test_statistics_are_scipys_over_those_with_a_score() -> None:
     assert (found.ks, found.p_value) == (pytest.approx(expected.statistic), pytest.approx(expected.pvalue))
     range_ = np.subtract(*np.quantile(there, [0.75, 0.25]))
     assert found.wasserstein == pytest.approx(wasserstein_distance(there, after.scores["lapm"]) / range_)
+    assert (found.before, found.after) == (np.median(there), np.median(after.scores["lapm"]))
     rate = _by(drift.compare(before, after))["coverage", OVERALL]
     assert before.passed is not None
     assert after.passed is not None

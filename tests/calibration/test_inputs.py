@@ -129,7 +129,8 @@ def test_photographs_without_a_prediction_are_counted_and_named(files: Callable[
     assert len(found.photographs) == 12
     assert found.dropped == {"without_prediction": 8}
     assert "8 of 20 scored photographs have no prediction" in found.warnings[0]
-    assert "qualitygate predict" in found.warnings[0]
+    assert "used once they are among the predictions" in found.warnings[0]
+    assert "run 'qualitygate predict'" not in found.warnings[0]
 
 
 def test_predictions_that_failed_are_dropped_and_counted(files: Callable[..., CalibrateConfig]) -> None:

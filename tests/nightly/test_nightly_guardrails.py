@@ -1,6 +1,7 @@
 """Every guardrail on both sides of its bound, and what it says."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +72,76 @@ def test_drift_stops_unless_it_is_accepted() -> None:
     assert not check.passed
     # What has drifted as a whole is not told again of its parts.
     assert check.value == 1
-    assert "lapm has a PSI of 0.30 (p 1e-08, 90 photographs); look at some and" in check.said
+    said = "lapm fell from a median of 0.5 to 0.25: worse quality (PSI 0.30, 90 photographs); look at them"
+    assert said in check.said
     accepted = _named(guardrails.of_tonight(_config(accept_drift=True), 90, 0, changes))["drift"]
     assert accepted.passed
-    assert accepted.said.startswith("drift, accepted: lapm has a PSI")
+    assert accepted.said.startswith("drift, accepted: lapm fell")
 
 
 def test_drift_of_a_part_alone_stops_too() -> None:
     changes = [_change("lapm", STABLE), _change("coverage", stratum="camera M", psi=None)]
     check = _named(guardrails.of_tonight(_config(), 90, 0, changes))["drift"]
     assert not check.passed
-    assert "the share that passes of camera M went from 50.0% to 25.0%" in check.said
+    assert "the share that passes of camera M fell from 50.0% to 25.0% (90 photographs)" in check.said
 
 
-def test_many_drifts_are_told_in_part() -> None:
-    check = _named(guardrails.of_tonight(_config(), 90, 0, [_change(f"m{number}") for number in range(9)]))["drift"]
-    assert "m5 has" in check.said
-    assert "m6 has" not in check.said
-    assert "and 3 more" in check.said
+def _told(*changes: Change) -> list[str]:
+    return guardrails.drifts(changes, guardrails.limits(_config()))
+
+
+@pytest.mark.parametrize(
+    ("method", "before", "after", "said"),
+    [
+        ("lapm", 8.412, 3.1, "lapm fell from a median of 8.412 to 3.1: worse quality"),
+        ("lapm", 3.1, 8.412, "lapm rose from a median of 3.1 to 8.412: better quality"),
+        # Of NIQE lower is better.
+        ("niqe", 3.1, 8.4, "niqe rose from a median of 3.1 to 8.4: worse quality"),
+        ("niqe", 8.4, 3.1, "niqe fell from a median of 8.4 to 3.1: better quality"),
+        ("lapm", 8.4, 8.40001, "lapm is spread otherwise around its median of 8.4"),
+        ("no such method", 2.0, 1.0, "no such method fell from a median of 2 to 1"),
+    ],
+)
+def test_a_drift_has_a_direction_and_says_what_it_means(method: str, before: float, after: float, said: str) -> None:
+    (told,) = _told(replace(_change(method), before=before, after=after))
+    assert told == f"{said} (PSI 0.30, 90 photographs)"
+
+
+def test_rates_have_a_direction_and_errors_their_code() -> None:
+    errors = replace(_change("errors", psi=None), before=0.005, after=0.48)
+    truncated = replace(errors, what="error:truncated", before=0.0, after=0.46)
+    denied = replace(errors, what="error:denied", before=0.0, after=0.03)
+    assert _told(denied, truncated, errors) == [
+        "the share without any score rose from 0.5% to 48.0% (90 photographs, mostly truncated)"
+    ]
+    # A code may drift though all errors together have not.
+    assert _told(truncated) == ["the share that fails as truncated rose from 0.0% to 46.0% (90 photographs)"]
+    missing = replace(errors, what="missing:musiq", before=0.1, after=0.0)
+    assert _told(missing) == ["the share without musiq fell from 10.0% to 0.0% (90 photographs)"]
+
+
+def test_a_thing_is_told_of_the_largest_part_in_which_it_drifted_and_where_most() -> None:
+    small = replace(_change("lapm", stratum="camera A", psi=2.0), current=60)
+    large = replace(_change("lapm", stratum="camera B", psi=0.3), current=300)
+    assert _told(small, large) == [
+        "lapm of camera B fell from a median of 0.5 to 0.25: worse quality (PSI 0.30, 300 photographs)"
+    ]
+    whole = replace(_change("lapm", psi=0.5), current=360)
+    (told,) = _told(small, large, whole)
+    assert told.endswith("(PSI 0.50, 360 photographs, most in camera A)")
+    (told,) = _told(large, whole)
+    assert "most in" not in told
+
+
+def test_many_drifts_are_told_in_part_the_largest_first() -> None:
+    changes = [_change(f"m{number}", psi=0.3 + number / 10) for number in range(9)]
+    # Ten times its limit of five points.
+    changes.append(replace(_change("coverage", psi=None), before=0.9, after=0.4))
+    check = _named(guardrails.of_tonight(_config(), 90, 0, changes))["drift"]
+    assert check.value == 10
+    places = [check.said.index(told) for told in ("the share that passes", "m8 fell", "m7 fell", "and 7 more")]
+    assert places == sorted(places)
+    assert "m6 fell" not in check.said
 
 
 def test_no_drift_is_said_only_where_something_was_compared() -> None:

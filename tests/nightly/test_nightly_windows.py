@@ -11,6 +11,7 @@ import pytest
 from qualitygate.calibration.gate import Gate
 from qualitygate.nightly import windows
 from qualitygate.nightly.windows import Windows
+from qualitygate.report import wording
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -102,6 +103,26 @@ def test_strata_are_cameras_and_folders_and_not_too_many(tmp_path: Path, write: 
     write(str(tmp_path), many_cameras, "night-n3")
     cameras = set(_read(tmp_path, "night-n3").tonight.strata["camera"])
     assert cameras == {"", *(f"M{number:02}" for number in range(10, 30))}
+
+
+def test_cameras_never_seen_before_are_counted_all_together(tmp_path: Path, write: Write, many: Many) -> None:
+    """Also those that are too rare for a stratum; and one that is rare in the reference is none of them."""
+    usual = [row for number in range(25) for row in many(2 + number, f"u{number}-", model=f"U{number:02}")]
+    write(str(tmp_path), usual)
+    write(str(tmp_path), many(10, "refused-", model="R"), "night-n2")
+    rare = [row for number in range(30) for row in many(1, f"r{number}-", model=f"N{number:02}")]
+    tonight = [*many(300, "t", model="U24"), *many(2, "s", model="U00"), *many(8, "q", model="R"), *many(60, "z")]
+    write(str(tmp_path), [*tonight, *rare], "night-n3")
+    found = _read(tmp_path, "night-n3", untrusted=("night-n2",))
+    assert found.reference is not None
+    assert "U00" not in found.reference.strata["camera"]
+    # Nobody has accepted camera R yet; where no camera is known, none is new.
+    assert found.new_cameras == (31, 38)
+    assert list(found.new_strata) == ["camera R", *(f"camera N{number:02}" for number in range(4))]
+    assert found.new_strata["camera R"] == 8 / 400
+    said = wording.unseen(found.new_strata, found.new_cameras, found.rows)
+    assert said[0] == "camera R, 2% of tonight's photographs, was never seen before"
+    assert said[-1] == "38 of tonight's photographs (10%) come from 31 cameras never seen before"
 
 
 def test_coverage_is_of_the_photographs_that_count(

@@ -18,9 +18,12 @@ FIRST = date(2026, 1, 5)
 SECRET = "T0K3N-very-secret"
 METHODS = ("lapm", "wavs", "niqe")
 DRIFT = (
-    "tonight's photographs are unlike the reference's: lapm has a PSI of 1.84 (p 2e-41, 400 photographs); look at "
-    "them, and if it is wanted, run the night again with --accept-drift"
+    "tonight's photographs are unlike the reference's: lapm fell from a median of 8.41 to 3.1: worse quality "
+    "(PSI 1.84, 400 photographs); look at them in the night's report, and if it is wanted, run the night again with "
+    "--accept-drift"
 )
+# What of it is told where it is told in short.
+DRIFT_CLAUSE = DRIFT.partition("; ")[0]
 HOSTILE = "<script>alert(1)</script> %{y} s3://user:pass@bucket/x?X-Amz-Signature=abc"
 
 

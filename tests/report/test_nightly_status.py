@@ -54,7 +54,7 @@ def test_a_good_night_is_told_with_its_gate_and_its_lock(tmp_path: Path) -> None
     assert part.facts["lock"]["held"] is False
     text = status.as_text(found)
     assert "2026-01-11: kept, ended 5 h ago" in text
-    assert f"2026-01-09: refused, ended 2.21 days ago: {maker.DRIFT}" in text
+    assert f"2026-01-09: refused, ended 2.21 days ago: {maker.DRIFT_CLAUSE}\n" in text
     assert f"gate in force: {maker.gate(6)} since 2026-01-10T02:20:00+00:00" in text
     assert "by night 2026-01-10 (promote: every guardrail held)" in text
     assert "lock: free; the last was node-7" in text
@@ -66,8 +66,26 @@ def test_a_night_that_was_refused_last_is_a_problem_with_its_reasons(tmp_path: P
     maker.write(tmp_path, [maker.night(0, "promoted", None, 1), maker.night(1, "refused", 1, 1)])
     found, part = _read(tmp_path, _at(1, hours=1))
     (problem,) = found.problems
-    assert problem == f"nightly: night 2026-01-06 was refused: {maker.DRIFT}"
+    assert problem == (
+        f"nightly: night 2026-01-06 was refused: {maker.DRIFT_CLAUSE}; whole in nights/2026-01-06/night.json"
+    )
+    # For programs it is whole here, too.
+    assert part.facts["nights"][-1]["reasons"] == [maker.DRIFT]
     assert part.good == _at(0)
+
+
+def test_many_long_reasons_are_told_in_short(tmp_path: Path) -> None:
+    reasons = tuple(f"reason {number} {'is long ' * 60}; and {'longer ' * 60}" for number in range(9))
+    nights = [maker.night(0, "promoted", None, 1), maker.night(1, "refused", 1, 1, reasons=reasons)]
+    maker.write(tmp_path, nights)
+    found, _ = _read(tmp_path, _at(1, hours=1))
+    (problem,) = found.problems
+    for text in (problem, next(line for line in status.as_text(found).splitlines() if "2026-01-06: refused" in line)):
+        assert "reason 2 is long" in text
+        assert "reason 3" not in text
+        assert "; and 6 more" in text
+        assert "longer" not in text
+        assert len(text) < 700
 
 
 @pytest.mark.parametrize(

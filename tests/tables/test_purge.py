@@ -351,3 +351,17 @@ def test_bytes_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch, tmp_path
     with path.open("rb") as stream:
         assert ids.in_bytes(stream) == {GONE[0]}
     assert storage.exists(str(path))
+
+
+def test_more_ids_than_are_removed_at_once_leave_no_file_between(tmp_path: Path) -> None:
+    """What the first commits of a removal wrote and later ones replaced holds ids as well, as views of texts."""
+    root = tmp_path / "out"
+    gone = [f"g{number:03}" for number in range(250)]
+    writer = scores.Writer(str(root), ["lapv"], "run-1")
+    writer.commit(_rows(writer, [*gone, "kept/a.jpg", "kept/b.jpg"]), _rows(writer, []))
+    listed = tmp_path / "ids.txt"
+    listed.write_text("".join(f"{one}\n" for one in gone))
+    done = purge.purge(str(root), str(listed), apply=True)
+    assert done.remaining == ()
+    assert holders(root, gone) == set()
+    assert set(_stored(str(root))) == {"kept/a.jpg", "kept/b.jpg"}

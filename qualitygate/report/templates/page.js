@@ -272,10 +272,22 @@
     }
     ready();
   }, { rootMargin: "300px" });
-  figures.forEach((figure) => sight.observe(figure.plot));
-  addEventListener("load", () => setTimeout(rest, 120));
+  const unpack = async () => {
+    // Inserted as text, whose hash the page's policy allows; no address is asked.
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (one) => one.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    document.head.append(make("script", await new Response(stream).text()));
+  };
+  const start = () => {
+    figures.forEach((figure) => sight.observe(figure.plot));
+    setTimeout(rest, 120);
+  };
+  addEventListener("load", () => (figures.length ? unpack() : Promise.resolve()).then(start, () => {
+    document.getElementById("no-figures").hidden = false;
+    root.dataset.figures = "none";
+  }));
   const print = (on) => {
-    if (printing === on) return;
+    if (printing === on || !window.Plotly) return;
     printing = on;
     figures.forEach(draw);
     ready();
