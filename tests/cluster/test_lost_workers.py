@@ -188,6 +188,8 @@ class LosesItsGpuEachTime(workers.ScoringWorker):
 
     def __init__(self, plan: Plan, settings: workers.WorkerSettings, *others: Any) -> None:
         super().__init__(plan, settings, *others)
+        # In this process alone: each start of a worker takes seconds.
+        workers.MOST_LOSSES = 3
         self._scorer._plan, self._device = replace(plan, device="cuda"), "cuda"
 
         def score(photographs: Any) -> list[Any]:
@@ -210,7 +212,7 @@ def test_a_broken_gpu_ends_the_run_with_one_line(
         scoring.run(config, silent, worker=LosesItsGpuEachTime)
     told = str(caught.value)
     assert "\n" not in told
-    assert int(re.findall(r"was lost (\d+) times without a result", told)[0]) >= losses.MOST_LOSSES
+    assert int(re.findall(r"was lost (\d+) times without a result", told)[0]) >= 3
     assert "illegal memory access" in told
     assert told.endswith("repair it; what arrived is committed, run the same command again")
     assert silent.rows == 0
