@@ -49,7 +49,10 @@ def _steps(name: str, night: records.NightRecord, found: Artefacts) -> list[Step
     if name == "errors":
         return [
             Step(text="See which errors there are.", command=f"qualitygate status {shlex.quote(folder)}"),
-            Step(text="When the feed or the store is mended, do the night again: photographs that were replaced are scored anew.", command=f"{again} --again"),
+            Step(
+                text="When the feed or the store is mended, do the night again: what was replaced is scored anew.",
+                command=f"{again} --again",
+            ),
         ]
     if name == "drift":
         return [
