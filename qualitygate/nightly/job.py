@@ -93,8 +93,8 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
     name = config.night or f"{datetime.now(UTC):%Y-%m-%d}"
     logs.bind(run_id=f"night-{name}")
     try:
-        with gauges.of_night(config, name) as counted:
-            return _run(config, name, progress, counted)
+        with gauges.of_night(config, name) as telemetry:
+            return _run(config, name, progress, telemetry)
     except (Interrupted, Locked):
         raise
     except Exception as error:
@@ -104,7 +104,7 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
         raise
 
 
-def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress], counted: Telemetry) -> Outcome:
+def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress], telemetry: Telemetry) -> Outcome:
     output = outputs.check_output(config.output)
     score, fitting = settings.of_score(config), settings.of_calibration(config)
     deadline = settings.deadline(config.deadline, time.time())
@@ -121,7 +121,13 @@ def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress], 
             # What was mended in between, a library or a machine, may be another stick: each start measures it anew.
             night = replace(night, steps={step: found for step, found in night.steps.items() if step != "canary"})
         job = _Job(
-            config=config, score=score, fitting=fitting, held=held, progress=progress, output=output, counted=counted
+            config=config,
+            score=score,
+            fitting=fitting,
+            held=held,
+            progress=progress,
+            output=output,
+            telemetry=telemetry,
         )
         job.night = night
         job.deadline = deadline
@@ -192,7 +198,7 @@ class _Job:
         held: Lock,
         progress: Callable[[str], Progress],
         output: str,
-        counted: Telemetry,
+        telemetry: Telemetry,
     ) -> None:
         self._config = config
         self._score = score
@@ -201,7 +207,7 @@ class _Job:
         self._told = progress
         self._progress = progress("photographs")
         self._output = output
-        self._counted = counted
+        self._telemetry = telemetry
         self._store = storage.join(output, gates.FOLDER)
 
     def run(self) -> None:
@@ -365,11 +371,11 @@ class _Job:
                 self._progress,
                 run_id=self.night.run_id,
                 deadline=self.deadline,
-                telemetry=self._counted,
+                telemetry=self._telemetry,
             ).stats
         except DeadlineReached as error:
             self._progress.note(str(error))
-            return {"deadline": True, "left": int(self._counted.value("rows_pending"))}
+            return {"deadline": True, "left": int(self._telemetry.value("rows_pending"))}
         return {"deadline": False, "left": 0, "by_status": stats["manifest"]["by_status"]}
 
     @cached_property
