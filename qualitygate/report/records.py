@@ -539,6 +539,8 @@ class NightDrift(Record):
 
     rows: int | None = None
     unfinished: list[str] = Field(default_factory=list)
+    # Nights before, too small to be tested by themselves, that were tested with this one.
+    pooled: list[str] = Field(default_factory=list)
     by_hand: list[str] = Field(default_factory=list)
     changes: list[NightChange] = Field(default_factory=list)
     new_strata: dict[str, float] = Field(default_factory=dict)

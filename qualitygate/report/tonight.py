@@ -60,7 +60,7 @@ def of(found: Artefacts) -> Tonight | None:
     chosen = _Chosen(_gate(folder, night))
     _canary(chosen, folder, night)
     drift = night.steps.drift
-    runs = [f"{_RUN}{name}" for name in (night.night, *drift.unfinished)] + drift.by_hand
+    runs = [f"{_RUN}{name}" for name in (night.night, *drift.unfinished, *drift.pooled)] + drift.by_hand
     if drift.rows:
         _scored(chosen, folder, night, runs)
     return Tonight(strips=chosen.strips, sources=chosen.sources) if chosen.strips else None

@@ -18,6 +18,7 @@ from nights_here import FIRST, METRIC, Nights, rows_of, state_of
 
 from qualitygate.calibration import gate, gate_store
 from qualitygate.cluster import scoring
+from qualitygate.config import NightlyConfig
 from qualitygate.errors import ConfigurationError, DeadlineReached, Locked, NightRefused, QualityGateError, Superseded
 from qualitygate.metrics.rows import RowScorer
 from qualitygate.nightly import canary, job, lock, record, settings, trend
@@ -662,6 +663,26 @@ def test_a_night_is_told_once_and_its_failure_harms_nothing(nights: Nights, told
     assert (message["night"], message["state"], message["gate"]) == ("n2", "promoted", _in_force(nights))
     assert night.state == "promoted"
     assert "not told:    nobody answers" in _printed(night)
+
+
+def test_a_refusal_is_told_in_short_and_a_failure_whole(told: list[dict[str, Any]]) -> None:
+    """Whole reasons of a refused night are in its record; of a night that failed nothing else has them."""
+    long = f"tonight's photographs are unlike the reference's: {'lapm fell ' * 40}; look at them {'again ' * 40}"
+    night = Night(
+        night="n1", started=record.now(), state="refused", reasons=(long, "320 labelled photographs, too few")
+    )
+    config = NightlyConfig(input="in", output="out")
+    job._tell(config, night, "out")
+    job._tell(config, night, "out", state="failed", reasons=(long,))
+    short, whole = (message["reasons"] for message in told)
+    assert [len(reason) <= 160 for reason in short] == [True, True]
+    assert short[0].startswith("tonight's photographs are unlike the reference's: lapm fell")
+    assert short[1] == "320 labelled photographs, too few"
+    assert whole == [long]
+    with pytest.raises(NightRefused) as refused:
+        job.raise_for(job.Outcome(night=night, output="out", already=False))
+    assert len(str(refused.value)) < 300
+    assert "look at them" not in str(refused.value)
 
 
 @pytest.mark.parametrize("error", [ConfigurationError("no"), OSError("s3://me:secret@b is away"), ZeroDivisionError()])

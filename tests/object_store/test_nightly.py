@@ -169,14 +169,14 @@ def test_six_nights(project: Project, one_ray: None, capsys: pytest.CaptureFixtu
     project.add("n2", 60, extra_blur=2.5)
     here = run("2-drifted", 4)
     assert f"night 2-drifted is refused, gate {first} stays in force: tonight's photographs are unlike" in here
-    assert f"{METRIC} fell from a median of" in here
+    assert f"{METRIC} fell from a median of" in " ".join(here.split())
     assert project.failed("2-drifted") == ["drift"]
 
     # A broken feed: of half of the files the second half is missing.
     project.add("n3", 60, corrupt=0.5)
     here = run("3-broken", 4)
     assert "of tonight's 60 photographs have no score" in here
-    assert "mostly truncated" in here
+    assert "mostly truncated" in " ".join(here.split())
     assert project.failed("3-broken") == ["errors", "drift"]
 
     # Too little data: the photographs are sound, but most labels went missing.

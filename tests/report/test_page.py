@@ -292,6 +292,20 @@ def test_photographs_shrink_until_the_page_fits(
         write(tmp_path, inputs["calibrate"], max_megabytes=1.5)
 
 
+def test_photographs_shrink_for_a_size_that_is_aimed_at_but_are_not_left_out(
+    inputs: dict[str, Path], whole: tuple[bytes, Parsed], tmp_path: Path
+) -> None:
+    bare, _ = write(tmp_path, inputs["calibrate"], thumbnails=False)
+    full, _ = write(tmp_path, inputs["calibrate"])
+    aim = (len(bare) + 0.5 * (len(full) - len(bare))) / 1e6
+    fitted, _ = write(tmp_path, inputs["calibrate"], aim_megabytes=aim)
+    assert len(bare) < len(fitted) <= aim * 1e6
+    # Nothing can be as small as this: what is shown is small, and shown.
+    least, parsed = write(tmp_path, inputs["calibrate"], aim_megabytes=1.5)
+    assert len(bare) < len(least) <= len(fitted)
+    assert [tag for tag, _ in parsed.elements].count("img") > 10
+
+
 def test_photographs_and_boxes_are_looked_up_in_the_scores(tmp_path: Path) -> None:
     paths = maker.photographs(tmp_path / "photographs", np.zeros(40), side=128)
     folder = maker.calibration(tmp_path / "gate", rows=40, ids=[f"p{row}" for row in range(40)])
