@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 # Schemes that obstore reads; the others go through pyarrow.
 OBJECT_SCHEMES = frozenset({"s3", "gs", "gcs", "abfs", "abfss"})
 _CONNECT_SECONDS = 10.0
+# Its own are ten attempts, which against a server that is away are over in three seconds. The time decides instead.
+_DELTA_RETRIES = {
+    "max_retries": "1000",
+    "retry_timeout": f"{DEFAULT.retry_seconds:.0f}s",
+    "backoff_config.max_backoff": "10s",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,11 +201,14 @@ def delta_options(uri: str) -> dict[str, str] | None:
 
     Commits are fenced by a conditional PUT, which every S3-compatible store has to honour.
     """
-    if "://" not in uri or address(uri).scheme != "s3":
+    if "://" not in uri or address(uri).scheme not in OBJECT_SCHEMES:
         return None
     where = address(uri)
+    options = dict(_DELTA_RETRIES)
+    if where.scheme != "s3":
+        return options
     s3 = _s3(where.netloc, where.options)
-    options = {"aws_conditional_put": "etag", **dict(s3.keys)}
+    options |= {"aws_conditional_put": "etag", **dict(s3.keys)}
     if s3.region:
         options["aws_region"] = s3.region
     if s3.endpoint:
@@ -208,6 +217,10 @@ def delta_options(uri: str) -> dict[str, str] | None:
 
 
 # --- failures -------------------------------------------------------------------------------------------------
+
+# What Rust's clients say when they have tried for as long as they may.
+_GAVE_UP = re.compile(r"error sending request|after \d+ retries|HTTP error|operation timed out")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m|↳")
 
 _SHOWN = 300
 # What pyarrow's clients say, who raise the same error for everything.
@@ -244,6 +257,12 @@ def failure(error: Exception) -> ImageError:
         if sign.search(said):
             return ImageError(code, said)
     return ImageError(ErrorCode.TRANSIENT, said)
+
+
+def out_of_reach(error: BaseException) -> ImageError | None:
+    """deltalake's error as one that may pass, where no store answered for as long as it was asked; else None."""
+    whole = _COLOURS.sub(" ", str(error))
+    return ImageError(ErrorCode.TRANSIENT, _in_short(whole)) if _GAVE_UP.search(whole) else None
 
 
 def _in_short(whole: str) -> str:
