@@ -646,6 +646,11 @@ class _Job:
         if self.night.state in ("promoted", "kept"):
             # As the output's own manifest has it; what changed stays. Other nights are looked at, or done again.
             storage.delete(self._at(MANIFEST))
+        # Drawn by, and nothing reads it any more.
+        storage.delete(self._at(LABELLED))
+        if self.night.state == "promoted":
+            # In force it lies among the gates, under its id.
+            storage.delete_folder(self._at("gate"))
         return {
             "files": [compacted.files_before, compacted.files_after],
             "removed_files": vacuumed.files,
@@ -661,7 +666,8 @@ class _Job:
         """The page; one that can't be made is said, and no reason to fail a night whose gate is decided."""
         inputs = [self._output]
         if self.night.steps.get("calibrate", {}).get("gate"):
-            inputs.append(self._at("gate"))
+            promoted = self.night.state == "promoted" and self.night.gate_after
+            inputs.append(storage.join(self._store, promoted) if promoted else self._at("gate"))
         config = ReportConfig(
             input=tuple(inputs),
             output=self._at(REPORT),
