@@ -85,7 +85,9 @@ def deadline(given: str | None, now: float) -> float | None:
         if re.fullmatch(r"\d\d:\d\d", given):
             hour, minute = map(int, given.split(":"))
             moment = start.replace(hour=hour, minute=minute, second=0, microsecond=0)
-            return (moment if moment > start - _SINCE_DEADLINE else moment + timedelta(days=1)).timestamp()
+            # Yesterday's too: half past midnight is an hour after 23:30.
+            days = (moment + timedelta(days=number) for number in (-1, 0, 1))
+            return next(one for one in days if one > start - _SINCE_DEADLINE).timestamp()
         moment = datetime.fromisoformat(given)
     except ValueError as error:
         raise ConfigurationError(
