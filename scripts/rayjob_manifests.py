@@ -48,7 +48,7 @@ NIGHTLY = Job(
     hours=8,
     retries=0,
     # KubeRay only tells 0 from the rest: exit codes 3 (deadline) and 4 (refused) are ends of a night, not failures.
-    why="A refused night, or one that met its deadline, is a failure to KubeRay; a second cluster would find nothing to do.",
+    why="To KubeRay a refused night, or one that met its deadline, has failed; a second cluster would do nothing more.",
 )
 
 HEADER = "# Written by scripts/rayjob_manifests.py: change it there. docs/deployment.md says how to use this.\n"
