@@ -115,6 +115,11 @@ def table_uri(output: str) -> str:
             f"{storage.redact(output)!r}: a table takes no options after a '?'; set AWS_ENDPOINT_URL and AWS_REGION"
         )
     uri = storage.join(output, "scores")
+    if not storage.is_local(uri) and stores.address(uri).scheme not in stores.OBJECT_SCHEMES:
+        raise ConfigurationError(
+            f"{storage.redact(output)!r}: a table's commits need a store that writes on a condition, which this isn't; "
+            "use a local folder or one of s3, gs, abfs, az"
+        )
     if storage.is_local(uri):
         uri = os.path.abspath(os.fsdecode(storage.local_path(uri)))
         if _UNUSABLE.search(uri):

@@ -187,7 +187,7 @@ def put_if(uri: str, data: bytes, etag: str | None) -> str | None:
     if is_local(uri):
         return _put_local_if(uri, data, etag)
     if not reading.in_object_store(uri):
-        raise ConfigurationError(f"{redact(uri)!r}: this store can't write on a condition; use s3, gs or abfs")
+        raise ConfigurationError(f"{redact(uri)!r}: this store can't write on a condition; use s3, gs, abfs or az")
     import obstore
     from obstore.exceptions import AlreadyExistsError, NotFoundError, PreconditionError
 
