@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qualitygate.errors import ConfigurationError, ErrorCode
 
+# How stores are asked for photographs, the same for every verb that reads any: `tables.access.of`.
+_RATE: Any = Field(None, gt=0, description="most requests for photographs to the store, of all workers together")
+_RETRIES: Any = Field(60, ge=0, description="how long a store that fails is asked again for a photograph")
+_TIMEOUT: Any = Field(30, gt=0, description="seconds without a byte after which a request has failed")
+
 
 class ScoreConfig(BaseModel):
     """What `qualitygate score` does. Defaults suit a folder of photographs on one machine."""
@@ -127,6 +132,9 @@ class VerifyConfig(BaseModel):
     max_pixels: int = Field(100_000_000, ge=1, description="larger photographs are left out")
     weights: str | None = Field(None, description="file or folder of the networks' parameters; default: the user cache")
     untrained: bool = Field(False, description="seeded random networks, to try the plumbing")
+    max_requests_per_second: float | None = _RATE
+    retry_seconds: float = _RETRIES
+    request_timeout_s: float = _TIMEOUT
 
 
 class RobustnessConfig(BaseModel):
@@ -152,6 +160,9 @@ class RobustnessConfig(BaseModel):
     weights: str | None = Field(None, description="file or folder of the networks' parameters")
     untrained: bool = Field(False, description="seeded random networks, to try the plumbing: scores mean nothing")
     workers: int | None = Field(None, ge=1, description="scoring workers; default: one a core")
+    max_requests_per_second: float | None = _RATE
+    retry_seconds: float = _RETRIES
+    request_timeout_s: float = _TIMEOUT
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
 
 
@@ -178,6 +189,9 @@ class BaselineConfig(BaseModel):
     seed: int = Field(0, ge=0, description="of parameters, split, order and augmentation")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it trains")
     workers: int = Field(1, ge=1, description="workers of the data-parallel training")
+    max_requests_per_second: float | None = _RATE
+    retry_seconds: float = _RETRIES
+    request_timeout_s: float = _TIMEOUT
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
 
 
@@ -198,6 +212,9 @@ class PredictConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="only the input's first N photographs")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it runs")
     workers: int | None = Field(None, ge=1, description="workers; default: one a core, or as the GPUs allow")
+    max_requests_per_second: float | None = _RATE
+    retry_seconds: float = _RETRIES
+    request_timeout_s: float = _TIMEOUT
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
 
 
@@ -296,6 +313,9 @@ class SubsetsConfig(BaseModel):
     allow_fallback: bool = Field(False, description="let methods vote whose cut-off is only a percentile")
     allow_untrained: bool = Field(False, description="apply a gate made from untrained networks")
     limit: int | None = Field(None, ge=1, description="only the manifest's first N photographs")
+    max_requests_per_second: float | None = _RATE
+    retry_seconds: float = _RETRIES
+    request_timeout_s: float = _TIMEOUT
     ray_address: str = Field("auto", description="auto: RAY_ADDRESS or this machine; local; or a cluster's address")
 
 

@@ -18,13 +18,18 @@ FOLDER = ROOT / "manifests" / "kubernetes"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What differs between the jobs: the module in `jobs` and its configuration, where it runs, how long at most."""
+    """What differs between the jobs: the module in `jobs` and its configuration, where it runs, how long at most.
+
+    retries: how often a new cluster is made after a failure; why: the reason for that number.
+    """
 
     name: str
     module: str
     on_gpus: bool
     nodes: int
     hours: int
+    retries: int = 1
+    why: str = "Every job goes on where it was stopped, so a lost head costs what was not committed."
 
 
 JOBS = (
@@ -35,7 +40,16 @@ JOBS = (
     Job(name="study", module="study", on_gpus=True, nodes=4, hours=72),
 )
 
-NIGHTLY = Job(name="nightly", module="nightly", on_gpus=False, nodes=4, hours=8)
+NIGHTLY = Job(
+    name="nightly",
+    module="nightly",
+    on_gpus=False,
+    nodes=4,
+    hours=8,
+    retries=0,
+    # KubeRay only tells 0 from the rest: exit codes 3 (deadline) and 4 (refused) are ends of a night, not failures.
+    why="To KubeRay a refused night, or one that met its deadline, has failed; a second cluster would do nothing more.",
+)
 
 HEADER = "# Written by scripts/rayjob_manifests.py: change it there. docs/deployment.md says how to use this.\n"
 
@@ -54,8 +68,11 @@ spec:
   shutdownAfterJobFinishes: true
   ttlSecondsAfterFinished: 600
   activeDeadlineSeconds: $seconds
-  # Every job goes on where it was stopped, so a lost head costs what was not committed.
-  backoffLimit: 1
+  # $why
+  backoffLimit: $retries
+  # The submitter asks first whether the job is there already: started again, it follows the log and submits nothing.
+  submissionMode: K8sJobMode
+  submitterConfig: {backoffLimit: 2}
   rayClusterSpec:
     rayVersion: $ray
     # Ray answers nobody without the token that the operator makes.
@@ -195,6 +212,8 @@ def rayjob(job: Job) -> str:
         name=job.name,
         module=job.module,
         seconds=job.hours * 3600,
+        retries=job.retries,
+        why=job.why,
         ray=version("ray"),
         version=tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"],
         group="gpu" if job.on_gpus else "cpu",

@@ -93,3 +93,17 @@ def test_the_pipeline_has_the_pool_and_the_job(tmp_path: Path) -> None:
     assert (pool[0], job[0]) == ("bare process pool", "Ray job")
     assert pool[heads.index("ratio")] == "1.00"
     assert float(job[1]) > 0
+
+
+@pytest.mark.cluster
+def test_nightly_has_its_table() -> None:
+    text = run("nightly.py", "--count", "40", "--new", "0.05")
+    heads, *measured = rows(text, text.splitlines()[0])
+    assert len(heads) == 4
+    found = {row[0]: row[1:] for row in measured}
+    assert found["photographs scored"] == ["40", "2", "5.0%"]
+    added = [found[name] for name in found if name.startswith("files added: ")]
+    assert [sum(int(row[column]) for row in added) for column in (0, 1)] == [
+        int(cell) for cell in found["files added in all"][:2]
+    ]
+    assert int(found["files added in all"][1]) <= 20

@@ -23,13 +23,16 @@ from qualitygate.cluster import devices, session
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import BaselineConfig, echo
 from qualitygate.errors import ConfigurationError, Failure, Interrupted
-from qualitygate.tables import storage
+from qualitygate.tables import access, storage
 from qualitygate.training import data, record
 
 WORK = "_train"
 PLAN = "plan.json"
 # Not part of what a training is: where it runs, and what the photographs themselves say.
-_ELSEWHERE = ("output", "ray_address", "device", "workers", "limit", "input")
+_ELSEWHERE = (
+    *("output", "ray_address", "device", "workers", "limit", "input"),
+    *("max_requests_per_second", "retry_seconds", "request_timeout_s"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +224,9 @@ def _on_ray(
         )
     on_gpu = devices.on_gpu(config.device, cluster, config.workers, progress)
     started = time.time()
-    decoded = decoding.decode(photographs.select(["uri", "box"]).to_pylist(), config.image_size, cluster)
+    decoded = decoding.decode(
+        photographs.select(["uri", "box"]).to_pylist(), config.image_size, cluster, access.of(config)
+    )
     progress.note(f"decoded {len(decoded.rows):,} photographs in {time.time() - started:.1f} s")
     failures = tuple(failure for _, failure in decoded.failures)
     if said := data.refuse_unreadable(failures, photographs.num_rows):

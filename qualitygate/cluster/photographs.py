@@ -11,6 +11,8 @@ import ray
 
 from qualitygate.cluster.session import Cluster
 from qualitygate.errors import ErrorCode, Failure
+from qualitygate.tables import storage
+from qualitygate.tables.access import Access
 from qualitygate.training.data import Prepared, UInt8, prepare
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,9 @@ class Decoded:
     failures: tuple[tuple[int, Failure], ...]
 
 
-def decode(rows: Sequence[Mapping[str, Any]], image_size: int, cluster: Cluster) -> Decoded:
+def decode(
+    rows: Sequence[Mapping[str, Any]], image_size: int, cluster: Cluster, access: Access = storage.DEFAULT
+) -> Decoded:
     """Fetch and decode every row's photograph on all CPUs of the cluster.
 
     rows: with `uri` and `box`. Needs a session; the pixels live as long as it does. A photograph that kills its
@@ -43,14 +47,16 @@ def decode(rows: Sequence[Mapping[str, Any]], image_size: int, cluster: Cluster)
     most = max(1, _CHUNK_BYTES // (3 * image_size * image_size))
     size = min(most, max(1, math.ceil(len(rows) / (_TASKS_A_CPU * max(1, int(cluster.cpus))))))
     parts = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-    tasks = [_submit([rows[row] for row in part], image_size) for part in parts]
+    # As many tasks are at work as there are CPUs.
+    access = access.shared_by(int(cluster.cpus))
+    tasks = [_submit([rows[row] for row in part], image_size, access) for part in parts]
     chunks: list[Any] = []
     kept: list[int] = []
     hashes: list[str] = []
     failures: list[tuple[int, Failure]] = []
     try:
         for part, task in zip(parts, tasks, strict=True):
-            for first, (pixels, facts) in _results([rows[row] for row in part], part.start, image_size, task):
+            for first, (pixels, facts) in _results([rows[row] for row in part], part.start, image_size, task, access):
                 for row, (sha256, failure) in enumerate(facts, first):
                     if failure is None:
                         kept.append(row)
@@ -71,13 +77,13 @@ Facts = list[tuple[str, Failure | None]]
 Task = tuple[Any, Any]  # references to the pixels and to the facts
 
 
-def _submit(rows: list[Mapping[str, Any]], image_size: int) -> Task:
-    pixels, facts = _decode.remote(rows, image_size)
+def _submit(rows: list[Mapping[str, Any]], image_size: int, access: Access) -> Task:
+    pixels, facts = _decode.remote(rows, image_size, access)
     return pixels, facts
 
 
 def _results(
-    rows: list[Mapping[str, Any]], first: int, image_size: int, task: Task
+    rows: list[Mapping[str, Any]], first: int, image_size: int, task: Task, access: Access
 ) -> list[tuple[int, tuple[Any, Facts]]]:
     """(number of its first row, (reference to the pixels, facts)) of a task, or of several smaller ones if it died."""
     pixels, facts = task
@@ -88,20 +94,20 @@ def _results(
             failure = Failure(ErrorCode.WORKER_CRASH, f"its worker process died ({type(error).__name__})")
             return [(first, (ray.put(_stacked([], image_size)), [("", failure)]))]
     logger.warning("a process that decoded %d photographs died; decoding each by itself", len(rows))
-    again = [_submit([row], image_size) for row in rows]
+    again = [_submit([row], image_size, access) for row in rows]
     return [
         result
         for offset, (row, one) in enumerate(zip(rows, again, strict=True))
-        for result in _results([row], first + offset, image_size, one)
+        for result in _results([row], first + offset, image_size, one, access)
     ]
 
 
 @ray.remote(num_cpus=1, num_returns=2, max_retries=1)
-def _decode(rows: list[Mapping[str, Any]], image_size: int) -> tuple[UInt8, Facts]:
+def _decode(rows: list[Mapping[str, Any]], image_size: int, access: Access) -> tuple[UInt8, Facts]:
     import cv2
 
     cv2.setNumThreads(1)
-    prepared = list(prepare(rows, image_size))
+    prepared = list(prepare(rows, image_size, access))
     return _stacked(prepared, image_size), [(one.sha256 or "", one.failure) for one in prepared]
 
 

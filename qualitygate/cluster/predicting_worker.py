@@ -53,6 +53,7 @@ class Task:
     on_gpu: bool
     # As the driver logs: Ray keeps what workers log in files of each node.
     log_format: str = logs.TEXT
+    access: storage.Access = storage.DEFAULT
 
 
 class PredictingWorker:
@@ -88,7 +89,7 @@ class PredictingWorker:
 
     def _straight(self, rows: Sequence[Row]) -> list[Prepared]:
         prepared = []
-        decoding = prepare(rows, self._task.image_size)
+        decoding = prepare(rows, self._task.image_size, self._task.access)
         for row in rows:
             with self._watchdog.watching([row["image_id"]]):
                 prepared.append(next(decoding))
@@ -107,7 +108,7 @@ class PredictingWorker:
                 prepared.append(Prepared(failure=Failure(ErrorCode.WORKER_CRASH, why)))
             else:
                 with self._watchdog.watching([row["image_id"]]):
-                    prepared += prepare([row], self._task.image_size)
+                    prepared += prepare([row], self._task.image_size, self._task.access)
             ray.get(self._journal.end_image.remote(row["image_id"]))
         return prepared
 

@@ -19,7 +19,7 @@ from qualitygate.cluster.fitting import reason_of
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import PredictConfig, echo
 from qualitygate.errors import ConfigurationError, Interrupted, QualityGateError
-from qualitygate.tables import storage
+from qualitygate.tables import access, storage
 from qualitygate.training import data, record
 
 FORMAT, VERSION = "qualitygate-prediction", 1
@@ -177,6 +177,7 @@ def _blocks(
         threads=pool.threads,
         on_gpu=on_gpu,
         log_format=logs.form(),
+        access=access.of(config).shared_by(pool.workers),
     )
     rows = photographs.select(["image_id", "uri", "box", "label"])
     rows = rows.append_column("position", pa.array(range(rows.num_rows), pa.int64())).combine_chunks()

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ from qualitygate.config import RobustnessConfig, ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, Interrupted, QualityGateError
 from qualitygate.images.augment import Interpolation
 from qualitygate.metrics.rows import Plan, region_of
-from qualitygate.tables import storage
+from qualitygate.tables import access, storage
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,7 @@ def _scored(
         for note in costs:
             progress.note(note)
         pool = planning.plan_pool(scored_like, plan, cluster, len(found.samples))
+        plan = replace(plan, access=access.of(config).shared_by(pool.workers))
         progress.start(total=sum(len(sample.shots) for sample in found.samples), done=0)
         try:
             # Closed before Ray is shut down: its executor, still at work then, may end this process without a word.

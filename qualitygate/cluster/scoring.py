@@ -30,7 +30,7 @@ from qualitygate.config import ScoreConfig, echo
 from qualitygate.errors import ConfigurationError, DeadlineReached, ErrorBudgetExceeded, Interrupted, QualityGateError
 from qualitygate.metrics.precision import check_gpu
 from qualitygate.metrics.rows import Plan
-from qualitygate.tables import runs, scores, storage
+from qualitygate.tables import access, runs, scores, storage
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def run(
         ExitStack() as stack,
     ):
         plan, notes = planning.plan_scores(config)
-        plan = replace(plan, access=_access(config))
+        plan = replace(plan, access=access.of(config))
         listed = stack.enter_context(Input(config, plan.access, Path(scratch), progress))
         storage.check_writable(output, "--output")
         scores.check_compatible(output, plan.fingerprints(), backfill=config.backfill)
@@ -305,14 +305,6 @@ def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int, beyond:
     finally:
         if pending != str(spool):
             storage.delete_folder(pending)
-
-
-def _access(config: ScoreConfig) -> storage.Access:
-    return storage.Access(
-        retry_seconds=config.retry_seconds,
-        timeout_seconds=config.request_timeout_s,
-        max_requests_per_second=config.max_requests_per_second,
-    )
 
 
 @contextmanager

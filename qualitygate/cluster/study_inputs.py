@@ -19,7 +19,7 @@ from qualitygate.cluster import session
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import GateConfig, StudyConfig, SubsetsConfig
 from qualitygate.errors import ConfigurationError, Failure
-from qualitygate.tables import storage
+from qualitygate.tables import access, storage
 from qualitygate.tables.sql import connect
 from qualitygate.training import data, record
 from qualitygate.training import pool as pools
@@ -176,7 +176,7 @@ def pool_of(
     from qualitygate.cluster import photographs as decoding
 
     started = time.monotonic()
-    decoded = decoding.decode(inputs.table.select(["uri", "box"]).to_pylist(), image_size, cluster)
+    decoded = decoding.decode(inputs.table.select(["uri", "box"]).to_pylist(), image_size, cluster, access.of(config))
     progress.note(f"decoded {len(decoded.rows):,} photographs in {time.monotonic() - started:.1f} s")
     failures = tuple(failure for _, failure in decoded.failures)
     table, messages = readable(inputs, decoded.rows, decoded.sha256, failures, config.on_unreadable)

@@ -25,8 +25,8 @@ from qualitygate.metrics.comparison import Verdict, judged
 from qualitygate.metrics.metric import Device, Score, Scorer
 from qualitygate.metrics.networks import NETWORKS, pinned
 from qualitygate.metrics.rows import MAX_BYTES, Plan
+from qualitygate.tables import access, storage
 from qualitygate.tables import manifest as manifests
-from qualitygate.tables import storage
 
 FORMAT, VERSION = "qualitygate precision", 1
 _PIXELS_AT_ONCE = 64_000_000
@@ -156,7 +156,7 @@ def _device(config: VerifyConfig) -> tuple[Device, str]:
 
 def _groups(config: VerifyConfig) -> Iterator[tuple[list[Photograph], int]]:
     """Photographs, some at a time, and how many between them could not be read."""
-    policy = _policy(config)
+    policy, asked = _policy(config), access.of(config)
     with TemporaryDirectory(prefix="qualitygate-") as scratch:
         spooled = Path(scratch) / "manifest.parquet"
         manifests.load(config.input, spooled, limit=config.photographs)
@@ -165,7 +165,7 @@ def _groups(config: VerifyConfig) -> Iterator[tuple[list[Photograph], int]]:
         failed = 0
         for row in rows:
             try:
-                data = storage.fetch(row["uri"], max_bytes=MAX_BYTES).data
+                data = storage.fetch(row["uri"], max_bytes=MAX_BYTES, access=asked).data
                 group.append(decode(data, policy, tuple(row["box"]) if row["box"] else None).photograph)
             except ImageError:
                 failed += 1

@@ -50,6 +50,11 @@ def keep_house(config: NightlyConfig, output: str, tonight: Night, others: Seque
     if tonight.state in ("promoted", "kept"):
         # As the output's own manifest has it; what changed stays. Other nights are looked at, or done again.
         storage.delete(record.place(output, tonight.night, listing.FILE))
+    # The audit sample was drawn by it, and nothing reads it any more.
+    storage.delete(record.place(output, tonight.night, LABELLED))
+    if tonight.state == "promoted":
+        # In force it lies among the gates, under its id.
+        storage.delete_folder(record.place(output, tonight.night, CANDIDATE))
     return {
         "files": [compacted.files_before, compacted.files_after],
         "removed_files": vacuumed.files,

@@ -574,7 +574,8 @@ class _Job:
         """The page; one that can't be made is said, and no reason to fail a night whose gate is decided."""
         inputs = [self._output]
         if self.night.steps.get("calibrate", {}).get("gate"):
-            inputs.append(self._at("gate"))
+            promoted = self.night.state == "promoted" and self.night.gate_after
+            inputs.append(storage.join(self._store, promoted) if promoted else self._at("gate"))
         config = ReportConfig(
             input=tuple(inputs),
             output=self._at(REPORT),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from qualitygate.errors import ErrorCode, ImageError
 
@@ -57,6 +57,26 @@ class Access:
         """Return when the rate allows one more request."""
         if self.max_requests_per_second is not None:
             _bucket(self.max_requests_per_second).take()
+
+
+class Asks(Protocol):
+    """A verb's configuration, as far as it says how stores are asked."""
+
+    @property
+    def retry_seconds(self) -> float: ...
+    @property
+    def request_timeout_s(self) -> float: ...
+    @property
+    def max_requests_per_second(self) -> float | None: ...
+
+
+def of(config: Asks) -> Access:
+    """How a verb asks stores, by its configuration; the rate is that of all its processes together."""
+    return Access(
+        retry_seconds=config.retry_seconds,
+        timeout_seconds=config.request_timeout_s,
+        max_requests_per_second=config.max_requests_per_second,
+    )
 
 
 DEFAULT = Access()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from qualitygate.config import ManifestBuildConfig
 from qualitygate.errors import ConfigurationError, ImageError
-from qualitygate.tables import manifest, shards, storage
+from qualitygate.tables import access, manifest, shards, storage
 from qualitygate.tables.sql import connect, literal
 
 SCHEMA = manifest.SCHEMA.append(pa.field("modified", pa.timestamp("us", tz="UTC")))
@@ -70,11 +70,7 @@ def _build(config: ManifestBuildConfig, without: tuple[str, ...], accept_manifes
     wanted = manifest.Wanted(
         without=(output, changes, *without),
         image_column=config.image_column,
-        access=storage.Access(
-            retry_seconds=config.retry_seconds,
-            timeout_seconds=config.request_timeout_s,
-            max_requests_per_second=config.max_requests_per_second,
-        ),
+        access=access.of(config),
     )
     with TemporaryDirectory(prefix="qualitygate-") as folder:
         scratch = Path(folder)

@@ -115,6 +115,11 @@ def table_uri(output: str) -> str:
             f"{storage.redact(output)!r}: a table takes no options after a '?'; set AWS_ENDPOINT_URL and AWS_REGION"
         )
     uri = storage.join(output, "scores")
+    if not storage.is_local(uri) and stores.address(uri).scheme not in stores.OBJECT_SCHEMES:
+        raise ConfigurationError(
+            f"{storage.redact(output)!r}: a table's commits need a store that writes on a condition, which this isn't; "
+            "use a local folder or one of s3, gs, abfs, az"
+        )
     if storage.is_local(uri):
         uri = os.path.abspath(os.fsdecode(storage.local_path(uri)))
         if _UNUSABLE.search(uri):
@@ -126,7 +131,10 @@ def table_uri(output: str) -> str:
 
 
 def open_table(output: str) -> "DeltaTable | None":
-    """The score table of an output folder, or None when there is none yet; ConfigurationError for a broken one."""
+    """The score table of an output folder, or None when there is none yet; ConfigurationError for a broken one.
+
+    Raises ImageError when its store can't be reached for a minute.
+    """
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
 
@@ -141,6 +149,10 @@ def open_table(output: str) -> "DeltaTable | None":
         # delta-rs panics over some damaged logs, and its panic is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        # A store that is away for long says nothing of the table: what runs ends, and the same command goes on.
+        away = None if storage.is_local(uri) else stores.out_of_reach(error)
+        if away is not None:
+            raise away from error
         reason = storage.redact(str(error)).splitlines()[0][:200]
         raise ConfigurationError(
             f"{storage.redact(uri)!r} is no score table that can be read ({reason}); "

@@ -187,17 +187,21 @@ def put_if(uri: str, data: bytes, etag: str | None) -> str | None:
     if is_local(uri):
         return _put_local_if(uri, data, etag)
     if not reading.in_object_store(uri):
-        raise ConfigurationError(f"{redact(uri)!r}: this store can't write on a condition; use s3, gs or abfs")
+        raise ConfigurationError(f"{redact(uri)!r}: this store can't write on a condition; use s3, gs, abfs or az")
     import obstore
     from obstore.exceptions import AlreadyExistsError, NotFoundError, PreconditionError
 
     store, key = stores.object_store(uri)
-    mode: Any = {"e_tag": f'"{etag}"'} if etag is not None else "create"
+    generations = stores.by_generation(uri)
+    mode: Any = "create"
+    if etag is not None:
+        mode = {"version": etag} if generations else {"e_tag": f'"{etag}"'}
 
     def put() -> str | None:
         try:
             # Not in parts: a multipart upload carries no condition.
-            return etag_of(obstore.put(store, key, data, mode=mode, use_multipart=False)["e_tag"])
+            made = obstore.put(store, key, data, mode=mode, use_multipart=False)
+            return made["version"] if generations else etag_of(made["e_tag"])
         except (AlreadyExistsError, PreconditionError, NotFoundError, FileNotFoundError):
             return None
         except Exception as error:
@@ -248,8 +252,10 @@ def _umask() -> int:
 
 
 def read_version(uri: str) -> Fetched | None:
-    """A small object's bytes and their version; None when there is none."""
+    """A small object's bytes and their version, as `put_if` takes it; None when there is none."""
     try:
+        if not is_local(uri) and stores.by_generation(uri):
+            return asked(lambda: reading.generation(uri))
         return fetch(uri, max_bytes=1 << 30)
     except ImageError as error:
         if error.failure.code is ErrorCode.MISSING:

@@ -1,7 +1,7 @@
 """Object stores: from a URI and the environment to the three clients that ask them, all set up alike.
 
     obstore      objects: read, listed, written, compared and swapped
-    pyarrow.fs   Parquet data sets, large copies; and hdfs, which obstore doesn't know
+    pyarrow.fs   Parquet data sets, large copies: its own client for S3 and hdfs, through obstore for the others
     deltalake    the score table
 
 Credentials come from each client's usual chain: environment, profile, web identity, container or instance role.
@@ -9,6 +9,7 @@ They are given to clients and to nothing else.
 """
 
 import configparser
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -26,8 +27,16 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 # Schemes that obstore reads; the others go through pyarrow.
-OBJECT_SCHEMES = frozenset({"s3", "gs", "gcs", "abfs", "abfss"})
+OBJECT_SCHEMES = frozenset({"s3", "gs", "gcs", "abfs", "abfss", "az"})
+AZURE_SCHEMES = frozenset({"abfs", "abfss", "az"})
+GOOGLE_SCHEMES = frozenset({"gs", "gcs"})
 _CONNECT_SECONDS = 10.0
+# Its own are ten attempts, which against a server that is away are over in three seconds. The time decides instead.
+_DELTA_RETRIES = {
+    "max_retries": "1000",
+    "retry_timeout": f"{DEFAULT.retry_seconds:.0f}s",
+    "backoff_config.max_backoff": "10s",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +132,26 @@ def _region_of(bucket: str) -> str | None:
         return None  # the request itself will say what is wrong
 
 
+def by_generation(uri: str) -> bool:
+    """Whether the store compares and swaps by an object's generation: Google's, which takes no etag for it."""
+    return address(uri).scheme in GOOGLE_SCHEMES
+
+
+# --- Google's by the usual environment ------------------------------------------------------------------------
+
+
+def _emulator() -> str | None:
+    """Address of the emulator of Google's storage that STORAGE_EMULATOR_HOST names, as for Google's own clients."""
+    host = os.environ.get("STORAGE_EMULATOR_HOST")
+    return (host if "://" in host else f"http://{host}") if host else None
+
+
+def _account_of(emulator: str) -> str:
+    """A service account that asks nobody for a token, in the form of Google's key files."""
+    nothing = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+    return json.dumps({"gcs_base_url": emulator, "disable_oauth": True, **nothing})
+
+
 # --- clients --------------------------------------------------------------------------------------------------
 
 
@@ -133,8 +162,12 @@ def object_store(uri: str, access: Access = DEFAULT) -> "tuple[ObjectStore, str]
 
 
 @lru_cache(maxsize=64)
-def open_store(root: str, timeout_seconds: float) -> "ObjectStore":
-    """obstore's client for a root, without retries of its own: they would pass by the rate and the backoff."""
+def open_store(root: str, timeout_seconds: float, retry_seconds: float = 0.0) -> "ObjectStore":
+    """obstore's client for a root.
+
+    retry_seconds: how long it tries again by itself. Where `access.retrying` stands around it, not at all: that would
+    pass by the rate and the backoff.
+    """
     from obstore.store import AzureStore, GCSStore, S3Store
 
     where = address(root)
@@ -144,7 +177,10 @@ def open_store(root: str, timeout_seconds: float) -> "ObjectStore":
         "read_timeout": timedelta(seconds=timeout_seconds),
         "connect_timeout": timedelta(seconds=min(_CONNECT_SECONDS, timeout_seconds)),
     }
-    once: Any = {"max_retries": 0}
+    retries: Any = {"max_retries": 0}
+    if retry_seconds:
+        # The time decides.
+        retries = {"max_retries": 1000, "retry_timeout": timedelta(seconds=retry_seconds)}
     try:
         if where.scheme == "s3":
             s3 = _s3(where.netloc, where.options)
@@ -155,13 +191,18 @@ def open_store(root: str, timeout_seconds: float) -> "ObjectStore":
                 where.netloc,
                 config=settings,
                 client_options={**timeouts, "allow_http": s3.allows_http},
-                retry_config=once,
+                retry_config=retries,
             )
-        if where.scheme in ("gs", "gcs"):
-            return GCSStore(where.netloc, client_options=timeouts, retry_config=once)
+        if where.scheme in GOOGLE_SCHEMES:
+            emulator = _emulator()
+            if emulator:
+                account: Any = {"service_account_key": _account_of(emulator)}
+                timeouts["allow_http"] = emulator.startswith("http://")
+                return GCSStore(where.netloc, config=account, client_options=timeouts, retry_config=retries)
+            return GCSStore(where.netloc, client_options=timeouts, retry_config=retries)
         container, _, account = where.netloc.partition("@")
         named: Any = {"account_name": account.partition(".")[0]} if account else {}
-        return AzureStore(container, config=named, client_options=timeouts, retry_config=once)
+        return AzureStore(container, config=named, client_options=timeouts, retry_config=retries)
     except Exception as error:
         reason = redact(str(error)).splitlines()[0][:200]
         raise ConfigurationError(f"{redact(root)!r} can't be reached as configured: {reason}") from error
@@ -172,9 +213,14 @@ def arrow_file_system(root: str) -> Any:
     import pyarrow.fs
 
     where = address(root)
+    if where.scheme in OBJECT_SCHEMES - {"s3"}:
+        # pyarrow's own clients of these stores take other variables, and each their own.
+        from qualitygate.tables.arrow_store import file_system
+
+        return file_system(root)
     if where.scheme != "s3":
-        file_system, _ = pyarrow.fs.FileSystem.from_uri(root)
-        return file_system
+        other, _ = pyarrow.fs.FileSystem.from_uri(root)
+        return other
     s3 = _s3(where.netloc, where.options)
     keys = dict(s3.keys)
     return pyarrow.fs.S3FileSystem(
@@ -195,11 +241,17 @@ def delta_options(uri: str) -> dict[str, str] | None:
 
     Commits are fenced by a conditional PUT, which every S3-compatible store has to honour.
     """
-    if "://" not in uri or address(uri).scheme != "s3":
+    if "://" not in uri or address(uri).scheme not in OBJECT_SCHEMES:
         return None
     where = address(uri)
+    options = dict(_DELTA_RETRIES)
+    if where.scheme in GOOGLE_SCHEMES and (emulator := _emulator()):
+        allows_http = str(emulator.startswith("http://")).lower()
+        options |= {"google_service_account_key": _account_of(emulator), "allow_http": allows_http}
+    if where.scheme != "s3":
+        return options
     s3 = _s3(where.netloc, where.options)
-    options = {"aws_conditional_put": "etag", **dict(s3.keys)}
+    options |= {"aws_conditional_put": "etag", **dict(s3.keys)}
     if s3.region:
         options["aws_region"] = s3.region
     if s3.endpoint:
@@ -208,6 +260,10 @@ def delta_options(uri: str) -> dict[str, str] | None:
 
 
 # --- failures -------------------------------------------------------------------------------------------------
+
+# What Rust's clients say when they have tried for as long as they may.
+_GAVE_UP = re.compile(r"error sending request|after \d+ retries|HTTP error|operation timed out")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m|↳")
 
 _SHOWN = 300
 # What pyarrow's clients say, who raise the same error for everything.
@@ -244,6 +300,12 @@ def failure(error: Exception) -> ImageError:
         if sign.search(said):
             return ImageError(code, said)
     return ImageError(ErrorCode.TRANSIENT, said)
+
+
+def out_of_reach(error: BaseException) -> ImageError | None:
+    """deltalake's error as one that may pass, where no store answered for as long as it was asked; else None."""
+    whole = _COLOURS.sub(" ", str(error))
+    return ImageError(ErrorCode.TRANSIENT, _in_short(whole)) if _GAVE_UP.search(whole) else None
 
 
 def _in_short(whole: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -90,21 +91,24 @@ class Prepared:
     failure: Failure | None = None
 
 
-def prepare(rows: Iterable[Mapping[str, Any]], image_size: int) -> Iterator[Prepared]:
+def prepare(
+    rows: Iterable[Mapping[str, Any]], image_size: int, access: storage.Access = storage.DEFAULT
+) -> Iterator[Prepared]:
     """Fetch, decode strictly and resize each row's photograph, in order; never raises for a photograph.
 
     rows: with `uri` and `box`. A few are fetched at a time, which hides a store's latency and bounds the memory.
     """
     rows = iter(rows)
+    fetch = partial(_fetch, access=access)
     with ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="fetch") as fetchers:
         while some := list(islice(rows, _FETCHED_AT_ONCE)):
-            for row, fetched in zip(some, list(fetchers.map(_fetch, (row["uri"] for row in some))), strict=True):
+            for row, fetched in zip(some, list(fetchers.map(fetch, (row["uri"] for row in some))), strict=True):
                 yield _prepared(fetched, row.get("box"), image_size)
 
 
-def _fetch(uri: str | None) -> bytes | Failure:
+def _fetch(uri: str | None, access: storage.Access) -> bytes | Failure:
     try:
-        return storage.fetch(uri, max_bytes=MAX_BYTES).data
+        return storage.fetch(uri, max_bytes=MAX_BYTES, access=access).data
     except ImageError as error:
         return error.failure
     except MemoryError:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from commands import ROOT, UsageError, manifests, read, resolved
 
+from qualitygate import config
 from qualitygate.errors import ConfigurationError
+from qualitygate.nightly import settings as night
 
 DOCUMENTS = manifests()
 RAYJOBS = {name: document for name, document in DOCUMENTS if document["kind"] == "RayJob"}
@@ -42,6 +44,11 @@ def test_the_entrypoint_is_a_command_with_a_valid_configuration(name: str, tmp_p
     text = mounted(head, head["containers"][0], str(given.pop("config")))
     assert not given
     settings = resolved(verb, text, tmp_path)
+
+    if isinstance(settings, config.NightlyConfig):
+        # Its parts are checked where they are used: here, too, a wrong key is found before the night.
+        night.of_calibration(settings)
+        settings = night.of_score(settings)
 
     (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     (worker,) = group["template"]["spec"]["containers"]
@@ -85,6 +92,16 @@ def test_a_wrong_command_is_noticed(command: str) -> None:
 def test_a_missing_job_is_noticed() -> None:
     with pytest.raises(ImportError):
         read("python -m jobs.none --config x")
+
+
+@pytest.mark.parametrize(("part", "key"), [("score", "metrix"), ("calibrate", "methodes")])
+def test_a_wrong_setting_within_the_nights_is_noticed(part: str, key: str, tmp_path: Path) -> None:
+    text = f"input: a\noutput: b\npredictions: c\n{part}: {{{key}: lapm}}\n"
+    settings = resolved("nightly", text, tmp_path)
+    assert isinstance(settings, config.NightlyConfig)
+    check = {"score": night.of_score, "calibrate": night.of_calibration}[part]
+    with pytest.raises(ConfigurationError, match=f"in {part}: .*{key}"):
+        check(settings)
 
 
 def test_a_wrong_setting_is_noticed(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import yaml
 from commands import ROOT, manifests
 
 from jobs import run_rayjob
+from qualitygate import logs
+from qualitygate.errors import DeadlineReached, NightRefused
 
 # The oldest and the newest release whose schemas the manifests are held to.
 RELEASES = ("1.33", kubernetes_validate.latest_version().rpartition(".")[0])
@@ -184,11 +186,32 @@ def test_one_night_at_a_time() -> None:
     assert spec["timeZone"] == "Etc/UTC"
     night = spec["jobTemplate"]["spec"]
     (rayjob,) = [job for name, job in RAYJOBS.items() if name.startswith("nightly-rayjob.yaml")]
-    # Kubernetes counts the night as over when its pod ends, so the pod outlives both tries of the RayJob.
+    # Kubernetes counts the night as over when its pod ends, so the pod outlives every try of the RayJob.
     tries = 1 + rayjob["spec"]["backoffLimit"]
     assert night["activeDeadlineSeconds"] > tries * rayjob["spec"]["activeDeadlineSeconds"]
     # The Job's name, CronJob's and ten digits, becomes the RayJob's.
     assert len(cronjob()["metadata"]["name"]) + 11 <= 47
+
+
+def test_a_night_that_was_refused_is_given_no_second_cluster() -> None:
+    """KubeRay makes a new cluster for every exit code but 0 while tries are left; 3 and 4 are a night's own ends."""
+    assert {DeadlineReached.exit_code, NightRefused.exit_code} == {3, 4}
+    for name, job in RAYJOBS.items():
+        nightly = name.startswith("nightly-rayjob.yaml")
+        assert job["spec"]["backoffLimit"] == (0 if nightly else 1), name
+        # In this mode alone the submitter looks first whether the job was submitted, so its own tries start no second.
+        assert job["spec"]["submissionMode"] == "K8sJobMode", name
+        assert job["spec"]["submitterConfig"]["backoffLimit"] >= 1, name
+        assert job["spec"]["submitterPodTemplate"]["spec"]["restartPolicy"] == "Never", name
+
+
+def test_pods_log_json() -> None:
+    (environment,) = [one for one in CORE.values() if one["metadata"]["name"] == "qualitygate-environment"]
+    assert environment["data"][logs.VARIABLE] == logs.JSON
+    for name, template in PODS.items():
+        if not name.endswith(":submitter"):
+            sources = template["spec"]["containers"][0]["envFrom"]
+            assert {"configMapRef": {"name": "qualitygate-environment"}} in sources, name
 
 
 def test_the_nights_pod_creates_the_rayjob_that_is_mounted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """cluster.yaml goes through Ray's own loader and AWS provider, to the nodes that they would ask EC2 for."""
 
 import copy
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,12 @@ import botocore.session
 import pytest
 import yaml
 from botocore.validate import ParamValidator
+from click import NoSuchOption
+from click.core import ParameterSource
 from commands import ROOT
 from moto import mock_aws
 from ray.autoscaler._private import providers, util
+from ray.scripts import scripts
 
 WRITTEN = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -72,6 +76,21 @@ def test_the_head_schedules_nothing_and_workers_come_and_go() -> None:
     # A job needs two CPUs to start on.
     assert types["cpu_worker"]["min_workers"] * types["cpu_worker"]["resources"]["CPU"] >= 2
     assert sum(types[name]["max_workers"] for name in WORKERS) <= WRITTEN["max_workers"]
+
+
+@pytest.mark.parametrize("command", [*WRITTEN["head_start_ray_commands"], *WRITTEN["worker_start_ray_commands"]])
+def test_the_nodes_commands_are_rays(command: str) -> None:
+    """Read by Ray's own command line, without being run."""
+    program, verb, *arguments = shlex.split(command)
+    assert program == "ray"
+    read = scripts.cli.commands[verb].make_context(verb, list(arguments))
+    given = [name for name in read.params if read.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    assert len(given) == len(arguments)
+
+
+def test_a_wrong_option_of_ray_is_noticed() -> None:
+    with pytest.raises(NoSuchOption):
+        scripts.cli.commands["start"].make_context("start", ["--heads"])
 
 
 def test_the_dashboard_is_on_loopback_and_asks_for_the_token() -> None:

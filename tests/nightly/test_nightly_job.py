@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import without_ray
 from job_helpers import Silent
-from nights_here import FIRST, METRIC, Nights, rows_of, state_of
+from nights_here import FIRST, METRIC, SETTINGS, Nights, rows_of, state_of
 
 from qualitygate.calibration import gate, gate_store
 from qualitygate.cluster import scoring
@@ -572,6 +573,46 @@ def test_a_night_over_one_in_a_hundred_new_photographs_costs_as_much(tmp_path: P
     assert {row["image_id"]: row for row in rows_of(nights.output, "night-n1")} == before
     assert len(scores.existing_table(nights.output).file_uris()) == 1
     assert len(set(Path(nights.output, "scores").rglob("*")) - files) <= 20
+
+
+# Of a night that promotes, besides two for each commit: the claim and the compaction in the table's log, the compacted
+# file, six of the night, four of the gate, one of the run's history.
+OTHER_FILES = 14
+
+
+@pytest.mark.parametrize(("commit_rows", "commits"), [(40, 2), (16, 5)])
+def test_the_files_of_a_night(tmp_path: Path, commit_rows: int, commits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that it adds, before and after a vacuum has taken what was compacted: docs/scale.md has these numbers."""
+    nights = Nights(tmp_path)
+    nights.add("n1", 300)
+    nights.run("n1")
+    # Old enough to be gone from here on, so that only the night's own files count.
+    monkeypatch.setattr(upkeep, "SHORTEST_KEEP", timedelta(0))
+    upkeep.vacuum(nights.output, timedelta(0))
+    before = _paths(nights.output)
+    nights.add("n2", 80)
+    night = nights.run("n2", score=SETTINGS["score"] | {"commit_rows": commit_rows}).night
+    assert night.state == "promoted"
+    added = _paths(nights.output) - before
+    assert len([name for name in added if name.endswith(".snappy.parquet")]) == commits
+    assert len(added) == OTHER_FILES + 2 * commits + _checkpoints(added)
+    if commits <= 2:
+        assert len(added) <= 20
+    # What the later nights' vacuum leaves, its own two notes in the log included.
+    upkeep.vacuum(nights.output, timedelta(0))
+    left = _paths(nights.output)
+    assert len(left - before) == OTHER_FILES + commits + 2 + _checkpoints(added)
+    # Compaction took the file of the night before, too.
+    assert len(left) - len(before) == len(left - before) - 1
+    assert [row["image_id"] for row in rows_of(nights.output)] == sorted(nights.feed.objects)
+
+
+def _paths(output: str) -> set[str]:
+    return {str(path.relative_to(output)) for path in Path(output).rglob("*") if path.is_file()}
+
+
+def _checkpoints(names: set[str]) -> int:
+    return sum("checkpoint" in name for name in names)
 
 
 # ---- the canary ----------------------------------------------------------------------------------------------

@@ -100,6 +100,19 @@ def test_a_deadline_is_a_time_of_day_a_moment_or_a_while(given: str, moment: dat
     assert settings.deadline(given, NOW.timestamp()) == moment.timestamp()
 
 
+@pytest.mark.parametrize(
+    ("now", "moment"),
+    [
+        # A second start half an hour after midnight comes an hour after the deadline, not 23 before it.
+        (datetime(2026, 11, 24, 0, 30, tzinfo=UTC), datetime(2026, 11, 23, 23, 30, tzinfo=UTC)),
+        (datetime(2026, 11, 24, 5, 29, tzinfo=UTC), datetime(2026, 11, 23, 23, 30, tzinfo=UTC)),
+        (datetime(2026, 11, 24, 5, 31, tzinfo=UTC), datetime(2026, 11, 24, 23, 30, tzinfo=UTC)),
+    ],
+)
+def test_a_deadline_before_midnight_has_passed_after_it(now: datetime, moment: datetime) -> None:
+    assert settings.deadline("23:30", now.timestamp()) == moment.timestamp()
+
+
 @pytest.mark.parametrize("given", ["soon", "", "25:00", "6:30", "90", "4 h", "-5m", "2026-13-01T00:00"])
 def test_what_is_no_deadline_is_said(given: str) -> None:
     with pytest.raises(ConfigurationError, match="write 06:30"):

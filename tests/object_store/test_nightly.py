@@ -316,3 +316,46 @@ def test_jobs_that_are_stopped(project: Project) -> None:
 
     _ended(_started(project, "2"), 0)
     assert state_of(project.output) == state_of(calm.output)
+
+
+# ---- a store that goes away ----------------------------------------------------------------------------------
+
+AWAY_S = 20
+
+
+def _wait_for_step(project: Project, night: str, step: str, process: "subprocess.Popen[str]") -> None:
+    """Return when a step of a night is entered in its record."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        found = record.read(project.output, night)
+        if found is not None and step in found.steps:
+            return
+        time.sleep(0.1)
+    _kill(process)
+    raise AssertionError(f"no step {step}: {process.communicate()[0][-3000:]}")
+
+
+@pytest.mark.timeout(600)
+def test_the_store_goes_away_for_a_while(project: Project, server: seaweedfs.Server) -> None:
+    """Once in the middle of the scoring, once while the night decides: it ends as it would have."""
+    project.settings["score"] = SETTINGS["score"] | {"commit_rows": 4, "batch_size": 4, "workers": 1}
+    project.add("n1", 200)
+    calm = project.undisturbed("1")
+
+    process = _started(project, "1", "--score", "max_requests_per_second=8")
+    rows = _wait_for_rows(project, "1", process)
+    server.kill()
+    assert rows < 200
+    time.sleep(AWAY_S)
+    assert process.poll() is None
+    server.start()
+    # What is written from here on: the candidate, the record, the gate in force, the table's upkeep, the report.
+    _wait_for_step(project, "1", "drift", process)
+    server.kill()
+    time.sleep(AWAY_S)
+    assert process.poll() is None
+    server.start()
+    said = _ended(process, 0)
+    assert "night 1: a new gate is in force" in said
+    assert [row["image_id"] for row in rows_of(project.output)] == sorted(project.feed.objects)
+    assert state_of(project.output) == state_of(calm.output)

@@ -2,13 +2,19 @@
 
 import pickle
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qualitygate import config
 from qualitygate.errors import ErrorCode, ImageError
+from qualitygate.metrics import verification
+from qualitygate.tables import access, storage
 from qualitygate.tables.access import Access, Throttled, TokenBucket, retrying
+from qualitygate.training import data
 
 
 class Clock:
@@ -110,3 +116,44 @@ def test_a_throttled_failure_can_leave_its_process() -> None:
     error = pickle.loads(pickle.dumps(Throttled("slow down")))  # noqa: S301
     assert isinstance(error, Throttled)
     assert error.failure.code is ErrorCode.TRANSIENT
+
+
+VERBS = [
+    config.ScoreConfig,
+    config.ManifestBuildConfig,
+    config.VerifyConfig,
+    config.RobustnessConfig,
+    config.BaselineConfig,
+    config.PredictConfig,
+    config.SubsetsConfig,
+    config.StudyConfig,
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_that_reads_photographs_says_how_stores_are_asked(verb: Any) -> None:
+    usual = {name: verb.model_fields[name].default for name in ("retry_seconds", "request_timeout_s")}
+    asked = verb.model_construct(**usual, max_requests_per_second=None)
+    assert access.of(asked) == access.DEFAULT
+    asked = verb.model_construct(retry_seconds=1, request_timeout_s=2, max_requests_per_second=3)
+    assert access.of(asked) == Access(retry_seconds=1, timeout_seconds=2, max_requests_per_second=3)
+
+
+def test_photographs_for_classifiers_and_of_verify_are_read_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def fetch(uri: str, *, max_bytes: int, access: Access) -> Any:
+        seen.append(access)
+        raise ImageError(ErrorCode.MISSING, uri)
+
+    monkeypatch.setattr(storage, "fetch", fetch)
+    asked = Access(retry_seconds=1, timeout_seconds=2, max_requests_per_second=3)
+    (found,) = data.prepare([{"uri": "x.jpg"}], 32, asked)
+    assert found.failure is not None
+    (tmp_path / "x.jpg").write_bytes(b"none")
+    where = {"input": str(tmp_path / "x.jpg"), "output": "p.json"}
+    verify = config.VerifyConfig(**where, retry_seconds=1, request_timeout_s=2, max_requests_per_second=3)
+    assert list(verification._groups(verify)) == [([], 1)]
+    assert seen == [asked, asked]

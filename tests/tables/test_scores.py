@@ -301,3 +301,8 @@ def test_a_claim_is_found_in_the_log_whatever_came_after_it(tmp_path: Path, monk
         first.commit(_rows(first, ["a"]), _rows(first, []))
     others[0].commit(_rows(others[0], ["b"]), _rows(others[0], []))
     assert set(_stored(tmp_path)) == {"b"}
+
+
+def test_a_store_that_knows_no_conditions_holds_no_table() -> None:
+    with pytest.raises(ConfigurationError, match="one of s3, gs, abfs, az"):
+        scores.open_table("hdfs://name:8020/out")

@@ -1,11 +1,12 @@
 """How the environment becomes clients' settings, and clients' errors become codes."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from qualitygate.errors import ErrorCode
-from qualitygate.tables import listing, stores
+from qualitygate.tables import access, listing, stores
 from qualitygate.tables.access import Throttled
 
 KEY, SECRET = "KEYID", "sup3r/secret"
@@ -85,9 +86,41 @@ def test_options_stay_at_the_end_of_what_is_listed() -> None:
     assert listing.split_options("s3://b/in?x=1/") == ("s3://b/in?x=1", "")
 
 
-@pytest.mark.parametrize("uri", ["/local/path", "gs://b/x", "abfs://c@a/x"])
-def test_other_stores_need_no_options_for_delta(uri: str) -> None:
+@pytest.mark.parametrize("uri", ["/local/path", "file:///local/path", "hdfs://h/x"])
+def test_what_is_no_object_store_needs_no_options_for_delta(uri: str) -> None:
     assert stores.delta_options(uri) is None
+
+
+@pytest.mark.parametrize("uri", ["s3://b/x", "gs://b/x", "abfs://c@a/x", "az://c/x"])
+def test_the_table_waits_for_its_store_as_long_as_everything_else(uri: str) -> None:
+    options = stores.delta_options(uri)
+    assert options is not None
+    assert options["retry_timeout"] == f"{access.DEFAULT.retry_seconds:.0f}s"
+    # So many that the time decides: pauses are ten seconds at most.
+    assert int(options["max_retries"]) > access.DEFAULT.retry_seconds
+
+
+def test_an_emulator_of_googles_storage_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "google_service_account_key" not in (stores.delta_options("gs://b/x") or {})
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:4443")
+    options = stores.delta_options("gs://b/x") or {}
+    assert json.loads(options["google_service_account_key"])["gcs_base_url"] == "http://127.0.0.1:4443"
+    assert options["allow_http"] == "true"
+
+
+_AWAY = """Kernel error -> Generic S3 error
+          \x1b[31m↳\x1b[0m Error performing GET http://u:pw@127.0.0.1:9/b/t in 60s, after 158 retries, max_retries 1000
+           \x1b[31m↳\x1b[0m error sending request"""
+
+
+def test_a_store_that_is_away_is_told_from_a_broken_table() -> None:
+    found = stores.out_of_reach(OSError(_AWAY))
+    assert found is not None
+    assert found.failure.code is ErrorCode.TRANSIENT
+    assert "after 158 retries" in found.failure.message
+    assert "pw" not in found.failure.message
+    assert "\x1b" not in found.failure.message
+    assert stores.out_of_reach(ValueError("Invalid JSON in log record")) is None
 
 
 class GenericError(Exception):
