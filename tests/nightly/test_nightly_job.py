@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -679,6 +679,18 @@ def test_a_deadline_before_the_first_photograph_of_all(
     assert (night.state, night.gate_after, rows_of(nights.output)) == ("deadline", None, [])
     assert nights.run("n1").night.state == "promoted"
     assert len(rows_of(nights.output)) == FIRST
+
+
+def test_a_night_started_again_after_its_deadline_scores_nothing_more(nights: Nights) -> None:
+    """By a scheduler that takes exit code 3 for a failure, say; somebody who names another deadline has it go on."""
+    nights.add("n2", 60)
+    # An hour ago, so long past whatever starts it again.
+    passed = f"{datetime.now(UTC) - timedelta(hours=1):%H:%M}"
+    for _ in range(2):
+        assert nights.run("n2", deadline=passed, canary=0).night.state == "deadline"
+        assert rows_of(nights.output, "night-n2") == []
+    assert nights.run("n2", deadline="3h", canary=0).night.state == "promoted"
+    assert len(rows_of(nights.output, "night-n2")) == 60
 
 
 # ---- what people are told -------------------------------------------------------------------------------------
