@@ -412,7 +412,7 @@ class _Job:
         except DeadlineReached as error:
             self._progress.note(str(error))
             return {"deadline": True, "done": error.done, "left": error.left}
-        return {"deadline": False, "by_status": stats["manifest"]["by_status"]}
+        return {"deadline": False, "left": 0, "by_status": stats["manifest"]["by_status"]}
 
     def _keep_failing(self) -> None:
         """Enter which photographs had failed for nights on end before this night tries them once more."""
