@@ -369,6 +369,13 @@ def test_a_sound_small_feed_becomes_a_reference_once_it_was_tested(nights: Night
     assert (after.steps["drift"]["reference"], after.steps["drift"]["pooled"]) == (FIRST + 60, [])
 
 
+def test_a_small_night_is_no_reference_for_one_before_it_either(nights: Nights) -> None:
+    _small(nights, "n2", 60)
+    _small(nights, "n3", extra_blur=2.5)
+    again = _small(nights, "n2", again=True)
+    assert (again.steps["drift"]["reference"], again.steps["drift"]["pooled"]) == (FIRST, [])
+
+
 def test_without_anything_to_compare_with_small_nights_found_the_reference(tmp_path: Path) -> None:
     nights = Nights(tmp_path)
     found = [_small(nights, f"n{number}", fewest=30).steps["drift"] for number in (1, 2, 3)]
