@@ -103,6 +103,8 @@ def state_of(output: str) -> dict[str, Any]:
         found[f"{night}/record"] = json.loads(data or b"null")
         for name in ("audit_sample.parquet", "manifest.parquet", "labelled.parquet", "labelled/predictions.parquet"):
             found[f"{night}/{name}"] = _table(record.place(output, night, name))
+        files = storage.everything(record.place(output, night))
+        found[f"{night}/files"] = sorted(one.name for one in files if not one.name.startswith("earlier/"))
         found[f"{night}/report"] = storage.exists(record.place(output, night, job.REPORT))
         found[f"{night}/canary"] = storage.exists(record.place(output, night, "canary"))
     plain: dict[str, Any] = _without_passing(found)

@@ -3,13 +3,14 @@
 import json
 import logging
 import shutil
+import signal
 import threading
 import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,9 @@ from qualitygate.tables import access, runs, scores, storage
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_NOTES = 20.0
+# After the deadline: tasks at work may end, and are looked for so often.
+_OVERDUE_S = 60.0
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,19 +287,25 @@ def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int, beyond:
     recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
     plan = replace(plan, at_once=pool.batch_size, access=plan.access.shared_by(pool.workers))
     plan = planning.compiled(plan, pool, recorder.pending + beyond)
-    before = recorder.rows
+    before, alarm = recorder.rows, _Alarm()
     try:
         # Closed here whatever happens: Ray's executor, still at work when Ray is shut down, may end this process
         # with exit code 1 before it has said why.
         stream = closing(_blocks(config, plan, run.run_id, writer.schema, pending, files, pool, run.worker))
-        with stream as blocks, _patience(run.progress) as arrived:
+        with stream as blocks, _patience(run.progress) as arrived, _alarm(alarm, run.deadline):
             for block in blocks:
+                alarm.waiting.clear()
                 arrived.set()
                 recorder.add(block)
                 if run.late() and recorder.rows - before < rows:
                     raise _TimeIsUp
+                alarm.waiting.set()
         recorder.commit()
     except (QualityGateError, _TimeIsUp):
+        raise
+    except KeyboardInterrupt as stop:
+        if alarm.rang.is_set():
+            raise _TimeIsUp from stop
         raise
     except Exception as error:
         # A run that was superseded may find its pending rows gone: say what happened, not where it hurt.
@@ -305,6 +315,46 @@ def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int, beyond:
     finally:
         if pending != str(spool):
             storage.delete_folder(pending)
+
+
+@dataclass(frozen=True, slots=True)
+class _Alarm:
+    """waiting: whether a block is waited for. rang: whether that was interrupted, for the deadline."""
+
+    waiting: threading.Event = field(default_factory=threading.Event)
+    rang: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def _alarm(alarm: _Alarm, deadline: float | None) -> Iterator[None]:
+    """Interrupts this thread, as Ctrl-C does, when nothing has arrived some time after the deadline.
+
+    A task that hangs, a node that never comes and a store that is away send no block after which to look at the clock.
+    Without a deadline, and in another thread than the main one, which alone can be interrupted, it does nothing.
+    """
+    ended = threading.Event()
+    alarm.waiting.set()
+    main = threading.main_thread()
+
+    def watch(moment: float) -> None:
+        if ended.wait(max(0.0, moment - time.time())):
+            return
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            if alarm.waiting.is_set():
+                alarm.rang.set()
+                signal.pthread_kill(main.ident or 0, signal.SIGINT)
+                return
+
+    watcher = None
+    if deadline is not None and threading.current_thread() is main:
+        watcher = threading.Thread(target=watch, args=(deadline + _OVERDUE_S,), name="alarm", daemon=True)
+        watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if watcher is not None:
+            watcher.join()
 
 
 @contextmanager

@@ -237,8 +237,8 @@ def remedy(found: Sequence[Moved]) -> str:
         return "look at the store and at the credentials, and start the night again with --again"
     if any(one.definition for one in found):
         return (
-            "if that is meant, 'qualitygate score --backfill' makes the whole table one definition; the next night "
-            "then draws a new canary"
+            "if that is meant, 'qualitygate score --backfill' with the keys of the night's 'score' makes the whole "
+            "table one definition (the report has the command); the next night then draws a new canary"
         )
     return (
         "a library, driver or machine has changed: go back to the one before, or score everything anew into another "

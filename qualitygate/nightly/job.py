@@ -3,6 +3,7 @@ killed goes on where it was, and a night that has ended isn't done a second time
 """
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -164,6 +165,14 @@ def raise_for(outcome: Outcome) -> None:
     night = outcome.night
     if night.state == "refused":
         kept = f"gate {night.gate_after} stays in force" if night.gate_after else "no gate is in force"
+        if night.gate_after and night.gate_after != night.gate_before:
+            # Of an earlier try of this night, or put there by hand.
+            kept += (
+                f" (before this night it was {night.gate_before}: 'qualitygate gate rollback --store "
+                f"{shlex.quote(storage.redact(outcome.output))} --reason ...' goes back)"
+                if night.gate_before
+                else " (before this night there was none)"
+            )
         raise NightRefused(f"night {night.night} is refused, {kept}: {wording.clauses(night.reasons)}")
     if night.state == "deadline":
         done, left = _done_and_left(night)
@@ -198,7 +207,9 @@ def _begun(output: str, name: str, before: Night | None, others: Sequence[Night]
         in_force = before.gate_before
     night = Night(night=name, started=before.started if before else record.now(), gate_before=in_force)
     if before is not None:
-        goes_on = before.state == "deadline" and not again and not _overtaken(before, others)
+        # Upkeep of later nights may have removed what an old one had listed.
+        has_listing = storage.exists(record.place(output, name, listing.FILE))
+        goes_on = before.state == "deadline" and not again and has_listing and not _overtaken(before, others)
         if goes_on:
             night = replace(night, steps={step: before.steps[step] for step in _BEFORE_SCORING})
         night = replace(night, earlier=listing.set_aside(output, before, goes_on=goes_on))
@@ -305,12 +316,17 @@ class _Job:
         self._lock.check()
         checks = tuple(check for step in self.night.steps.values() for check in _checks(step))
         reasons = tuple(check.said for check in checks if not check.passed)
-        change = gate_store.read(self._store).current
+        decided = self.night.steps.get("decide")
+        if decided is not None and "gate_after" in decided:
+            gate_after = decided["gate_after"]
+        else:
+            change = gate_store.read(self._store).current
+            gate_after = change.gate_id if change else None
         self.night = replace(
             self.night,
             state=state,
             finished=record.now(),
-            gate_after=change.gate_id if change else None,
+            gate_after=gate_after,
             trusted=trust.is_sound(checks),
             reasons=reasons if state == "refused" else self._late() if state == "deadline" else (),
             checks=checks,
@@ -333,6 +349,8 @@ class _Job:
             known, self._score, self._at(), tolerance=self._config.canary_tolerance, progress=self._progress
         )
         storage.delete_folder(self._at("canary"))
+        # Scoring the canary was a run of its own.
+        logs.bind(run_id=self.night.run_id)
         same = max((one.compared for one in moved), default=0)
         passed = all(one.passed for one in moved)
         said = (
@@ -431,7 +449,8 @@ class _Job:
         changes = storage.read_bytes(self._at(listing.CHANGES))
         changed = pq.read_table(BytesIO(changes), columns=["image_id"]) if changes is not None else None
         found = windows.failing_before(self._output, trust.judged(self._others), changed)
-        if found is not None:
+        if found is not None and found.num_rows:
+            # A file a night is one too many where there is nothing to say; a second start finds no more than the first.
             outputs.write_table(place, found)
 
     def _failing(self, nights: Sequence[str]) -> pa.Table | None:
@@ -533,12 +552,19 @@ class _Job:
             "state": state,
             "checks": [asdict(one) for one in checks],
             "methods": candidate.methods(self._config, in_force, changes),
+            # As the night left it: somebody may change it before the night is entered as ended.
+            "gate_after": in_force.id if in_force is not None else None,
         }
         if in_force is not None and scores.open_table(self._output) is not None:
             found["coverage"] = windows.coverage(self._output, in_force, untrusted=self._partly, gone=self._gone)
             found["coverage_tonight"] = self.night.steps.get("drift", {}).get("coverage")
-            found["audit"] = asdict(self._draw(in_force))
+            if self._labels_known():
+                found["audit"] = asdict(self._draw(in_force))
         return found
+
+    def _labels_known(self) -> bool:
+        """Whether it is known which photographs have labels: else these would be drawn too, so the next night draws."""
+        return self._fitting is None or storage.exists(self._at(housekeeping.LABELLED))
 
     def _candidate(self, new: Gate, old: Gate | None, refusal: str | None, history: History) -> list[Check]:
         return candidate.checks(self._config, self.night, self._counted(), (new, old), refusal, history)
@@ -573,9 +599,9 @@ class _Job:
     def _report(self) -> dict[str, Any]:
         """The page; one that can't be made is said, and no reason to fail a night whose gate is decided."""
         inputs = [self._output]
-        if self.night.steps.get("calibrate", {}).get("gate"):
-            promoted = self.night.state == "promoted" and self.night.gate_after
-            inputs.append(storage.join(self._store, promoted) if promoted else self._at("gate"))
+        if made := self.night.steps.get("calibrate", {}).get("gate"):
+            promoted = self.night.state == "promoted"
+            inputs.append(storage.join(self._store, made) if promoted else self._at(housekeeping.CANDIDATE))
         config = ReportConfig(
             input=tuple(inputs),
             output=self._at(REPORT),

@@ -11,6 +11,20 @@ from qualitygate.tables import storage
 
 # Whoever runs the job has its settings, and nobody else knows where.
 SETTINGS = "nightly.yaml"
+# Settings of 'score' that a score depends on, or without which a photograph has none.
+_DEFINING = (
+    "metrics",
+    "longest_side",
+    "max_pixels",
+    "backend",
+    "precision",
+    "verified",
+    "decoder",
+    "formulas",
+    "weights",
+    "untrained",
+    "image_column",
+)
 # Checks of a candidate that somebody who has looked at the labels may overrule.
 _OVERRULED = ("cut-off", "methods", "coverage", "value")
 
@@ -69,7 +83,7 @@ def _steps(name: str, night: records.NightRecord, found: Artefacts) -> list[Step
     if name == "manifest":
         return [Step(text="If the photographs were replaced on purpose, allow it.", command=f"{again} --allow-changes")]
     if name == "canary":
-        return _of_canary(night, folder, again)
+        return _of_canary(night, found, again)
     if name in ("labelled", "rejects labelled"):
         return [_label(night, found)]
     if name.startswith(_OVERRULED):
@@ -87,7 +101,8 @@ def _steps(name: str, night: records.NightRecord, found: Artefacts) -> list[Step
     return []
 
 
-def _of_canary(night: records.NightRecord, folder: str, again: str) -> list[Step]:
+def _of_canary(night: records.NightRecord, found: Artefacts, again: str) -> list[Step]:
+    folder, defining = _folder(found), _defining(found)
     moved = [one for one in night.steps.canary.moved if one.past]
     if not moved:
         return [
@@ -99,7 +114,7 @@ def _of_canary(night: records.NightRecord, folder: str, again: str) -> list[Step
             Step(
                 text="If the new definition (a release, a setting) is meant, score the table anew by it; the next "
                 "night draws a new canary.",
-                command=f"qualitygate score --input {listed} --output {shlex.quote(folder)} --backfill",
+                command=f"qualitygate score --input {listed} --output {shlex.quote(folder)} --backfill{defining}",
             )
         ]
     return [
@@ -155,6 +170,21 @@ def _settings(found: Artefacts) -> Mapping[str, Any]:
     except yaml.YAMLError:
         values = None
     return values if isinstance(values, Mapping) else {}
+
+
+def _defining(found: Artefacts) -> str:
+    """The night's settings of 'score' that scores depend on, as options; without them they'd be others."""
+    score = _settings(found).get("score")
+    values = score if isinstance(score, Mapping) else {}
+    options = []
+    for key in _DEFINING:
+        value = values.get(key)
+        if value is True:
+            options.append(f"--{key.replace('_', '-')}")
+        elif value is not None and value is not False:
+            said = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            options.append(f"--{key.replace('_', '-')} {shlex.quote(said)}")
+    return "".join(f" {option}" for option in options)
 
 
 def candidate(found: Artefacts) -> list[str] | None:

@@ -154,7 +154,9 @@ def _scored(chosen: _Chosen, folder: str, night: records.NightRecord, runs: Sequ
         )
     by = f"By gate {chosen.gate.id}." if chosen.gate is not None else ""
     chosen.add("Rejected", by, [row for row in some if passed.get(row["image_id"]) is False], judged)
-    chosen.add("By chance", "Any others of tonight's.", some, judged)
+    pooled = len(night.steps.drift.pooled)
+    others = f", or of the {pooled} nights before that were tested with it" if pooled else ""
+    chosen.add("By chance", f"Any others of tonight's{others}.", some, judged)
 
 
 def _gate(folder: str, night: records.NightRecord) -> gates.Gate | None:

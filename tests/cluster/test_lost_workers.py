@@ -240,7 +240,7 @@ def test_a_training_worker_tells_of_its_lost_gpu_in_a_line(monkeypatch: pytest.M
 
     monkeypatch.setattr(training_worker, "_train", lost)
     with pytest.raises(DeviceLost, match=r"lost its GPU.*training.*illegal memory access.*dmesg") as caught:
-        training_worker.train({"work": None})
+        training_worker.train({"work": SimpleNamespace(log_format="text")})
     page = f"Worker 0 failed\nTraceback\nRuntimeError: {LOST}\n\nqualitygate.errors.DeviceLost: {caught.value}\n"
     assert fitting.reason_of(RuntimeError(page)) == str(caught.value)
     short = RuntimeError("Worker 0 failed\nRuntimeError: shapes do not match\n")

@@ -83,7 +83,7 @@ def test_nothing_that_nights_leave_behind_keeps_an_id(nights: Nights, tmp_path: 
         "canary/canary.parquet",
         "manifest.parquet",
         "nights/n1/audit_sample.parquet",
-        "nights/n1/labelled.parquet",
+        "nights/n1/labelled/predictions.parquet",
     ]
     places += ["nights/n2/gate/calibration.parquet", "nights/n2/report.html", "nights/n4/report.html"]
     assert set(places) <= before

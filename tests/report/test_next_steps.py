@@ -9,6 +9,7 @@ from typing import Any
 import artefacts_maker
 import nights_maker as maker
 import pytest
+import yaml
 
 from qualitygate.nightly.record import Check
 from qualitygate.report import artefacts, next_steps
@@ -20,12 +21,13 @@ import commands
 PREDICTIONS = "s3://quality/labels/predictions.parquet"
 
 
-def _steps(folder: Path, *failed: str, **steps: Any) -> list[Step]:
+def _steps(folder: Path, *failed: str, settings: dict[str, Any] | None = None, **steps: Any) -> list[Step]:
     checks = tuple(Check(name=name, passed=False, said=f"{name} is bad; and more") for name in failed)
     night = maker.night(1, "refused", 1, 1, checks=checks)
     maker.write(folder, [maker.night(0, "promoted", None, 1), replace(night, steps={**night.steps, **steps})])
     config = folder / "nights" / night.night / "_config.yaml"
-    config.write_text(config.read_text() + f"predictions: {PREDICTIONS}\n")
+    values = (yaml.safe_load(config.read_text()) or {}) | {"predictions": PREDICTIONS} | (settings or {})
+    config.write_text(yaml.safe_dump(values))
     return next_steps.of(artefacts.read([str(folder)]))
 
 
@@ -84,6 +86,20 @@ def test_a_canary_that_moved_for_one_reason_or_another(
     assert said in found[0].text
     assert found[0].command is not None
     assert commands.read(found[0].command)[0] == verb
+
+
+def test_a_table_scored_anew_is_scored_as_its_nights_do(tmp_path: Path) -> None:
+    """Else the next night would find a table of other definitions, or with more metrics."""
+    one = {"metric": "lapm", "largest": 0.0, "compared": 20, "bound": 1e-6, "lost": 0, "definition": True, "shifts": []}
+    score = {"metrics": ["lapm", "wavs"], "longest_side": 64, "workers": 3, "untrained": True, "weights": "a folder"}
+    found = _steps(tmp_path / "out", "canary", settings={"score": score}, canary={"moved": [one]})
+    assert found[0].command is not None
+    verb, given = commands.read(found[0].command)
+    assert verb == "score"
+    wanted = {"backfill": True, "metrics": "lapm,wavs", "longest_side": 64, "untrained": True}
+    assert {key: given[key] for key in wanted} == wanted
+    assert given["weights"] == "a folder"
+    assert "workers" not in given
 
 
 def test_what_several_checks_ask_for_is_said_once(tmp_path: Path) -> None:
