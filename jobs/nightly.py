@@ -6,7 +6,7 @@ that the cluster is used. Submitted again, it goes on where it was.
 
 import sys
 
-from qualitygate.cli import main
+from qualitygate.cli import run
 
 if __name__ == "__main__":
-    main(["nightly", *sys.argv[1:]])
+    run(["nightly", *sys.argv[1:]])

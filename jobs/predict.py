@@ -6,7 +6,7 @@ that the cluster is used.
 
 import sys
 
-from qualitygate.cli import main
+from qualitygate.cli import run
 
 if __name__ == "__main__":
-    main(["predict", *sys.argv[1:]])
+    run(["predict", *sys.argv[1:]])

@@ -6,7 +6,7 @@ that the cluster is used.
 
 import sys
 
-from qualitygate.cli import main
+from qualitygate.cli import run
 
 if __name__ == "__main__":
-    main(["robustness", *sys.argv[1:]])
+    run(["robustness", *sys.argv[1:]])

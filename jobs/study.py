@@ -6,7 +6,7 @@ that the cluster is used. Submitted again, it trains what is missing.
 
 import sys
 
-from qualitygate.cli import main
+from qualitygate.cli import run
 
 if __name__ == "__main__":
-    main(["study", *sys.argv[1:]])
+    run(["study", *sys.argv[1:]])

@@ -1,5 +1,6 @@
 """The command line: one function a verb, no logic of its own."""
 
+import contextlib
 import itertools
 import json
 import logging
@@ -71,6 +72,20 @@ gate_app = typer.Typer()
 app.add_typer(gate_app, name="gate")
 
 
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """`main`, for a process that does nothing else: it ends at once where Ray was at work.
+
+    By then all is written and closed. Ray's threads were seen to abort an orderly exit (SIGABRT, 134) of a job that had
+    done everything, which a scheduler would take for a failure.
+    """
+    try:
+        main(arguments)
+    except SystemExit as end:
+        if "ray" in sys.modules:
+            _leave(end.code if isinstance(end.code, int) else 0)
+        raise
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; ends the process with the exit codes of `qualitygate.errors`."""
     signal.signal(signal.SIGTERM, _stop)
@@ -108,11 +123,17 @@ def _fail(message: str, kind: str, code: int, *, at_once: bool = False) -> NoRet
     else:
         sys.stderr.write(f"qualitygate: {message}\n")
     if at_once:
-        # All is written and closed. Ray's threads, stopped while they were starting, may crash an orderly exit.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        # Also where tests call `main`: Ray's threads, stopped while they were starting, may crash an orderly exit.
+        _leave(code)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        # A reader that has gone away changes nothing of what was done.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _log_format_of(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -462,12 +483,14 @@ def gate_promote(
     reason: Annotated[str, typer.Option(help="For the history.")] = "by hand",
 ) -> None:
     """Put a gate in force, by one atomic change."""
+    from qualitygate.calibration import gate as gates
     from qualitygate.calibration import gate_store
     from qualitygate.report import gate_history as said
     from qualitygate.tables import storage
 
     place = gate_store.of(store)
     location = gate if storage.exists(gate) else storage.join(place, gate_store.load(place, gate).id)
+    gate_store.refuse_unscored(place, gates.load(location, "gate"))
     _say(said.of_change(gate_store.promote(place, location, reason=reason)))
 
 

@@ -444,6 +444,7 @@ class ReportConfig(BaseModel):
         None, gt=1, description="size that photographs shrink for, where that is enough; default: the largest"
     )
     title: str = Field("Image quality gate", description="of the page")
+    night: str | None = Field(None, description="of a nightly output: the page of this night; default: the last one")
     seed: int = Field(0, ge=0, description="of the sampling")
 
 

@@ -1,6 +1,8 @@
 """The command line: one line and exit code 2 for what is wrong, and nothing overwritten."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,20 @@ def test_compact_and_vacuum_say_what_they_did(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.startswith("would remove 0 files of the table, 0 bytes")
     assert _call("vacuum", "--output", output, "--keep-days", "0.5") == 2
     assert "keep_days: input should be greater than or equal to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("used", "code"), [("", 0), ("import ray", 0), ("import ray", 2)])
+def test_a_process_in_which_ray_was_at_work_ends_at_once(used: str, code: int, tmp_path: Path) -> None:
+    """All is written by then, and Ray's threads may abort an orderly exit, which must not change the code."""
+    verb = ["metrics", "--json"] if code == 0 else ["metrics", "--no-such-option"]
+    script = f"""
+import atexit, sys
+{used}
+atexit.register(lambda: open({str(tmp_path / "orderly")!r}, "w").close())
+from qualitygate.cli import run
+run({verb!r})
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == code, ended.stderr
+    assert json.loads(ended.stdout) if code == 0 else "no-such-option" in ended.stderr
+    assert (tmp_path / "orderly").exists() is (not used)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from qualitygate.calibration import gate, outputs
 from qualitygate.calibration.gate import FOLDER, HISTORY, Gate
 from qualitygate.errors import ConfigurationError, ImageError, Superseded
-from qualitygate.tables import storage
+from qualitygate.tables import scores, storage
 
 FORMAT = "qualitygate-gate-history"
 VERSION = 1
@@ -182,6 +182,25 @@ def promote(
         return now
     _keep(store, location, made)
     return _append(history, "promote", made.id, reason, night=night, fence=fence)
+
+
+def refuse_unscored(store: str, made: Gate) -> None:
+    """Raise ConfigurationError where the store is of an output whose table lacks a score that the gate votes by.
+
+    With such a gate in force nothing could be decided there, and every night would be refused.
+    """
+    output, _, last = store.rpartition("/")
+    table = scores.open_table(output) if last == FOLDER and output else None
+    if table is None:
+        return
+    known = scores.metrics_of(table)
+    lacking = [voter.name for voter in made.voters(allow_fallback=True) if voter.name not in known]
+    if lacking:
+        raise ConfigurationError(
+            f"gate {made.id} votes by {', '.join(lacking)}, which {storage.redact(output)!r} doesn't score (it has "
+            f"{', '.join(known)}); score it there first ('score: metrics' of the nightly settings, or 'qualitygate "
+            "score --metrics ... --backfill'), or promote a gate of what is scored"
+        )
 
 
 def _changed(history: History) -> str:

@@ -20,7 +20,7 @@ from qualitygate.calibration import outputs
 from qualitygate.cluster import scoring
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import ScoreConfig
-from qualitygate.errors import ErrorBudgetExceeded, ErrorCode
+from qualitygate.errors import ErrorBudgetExceeded, ErrorCode, Interrupted
 from qualitygate.tables import scores, storage
 from qualitygate.tables.sql import connect, identifier, literal
 
@@ -181,6 +181,9 @@ def check(
         stats = scoring.run(again, progress).stats
     except ErrorBudgetExceeded as error:
         stats = error.stats
+    except Interrupted as stop:
+        # Its own words count the canary's rows.
+        raise Interrupted("stopped while the canary was scored; run the same command again") from stop
     on_gpu = any(stats["workers"].values())
     bound = tolerance or (_FAST if config.precision == "fast" else _GPU if on_gpu else _CPU)
     found = scores.dataset(scores.existing_table(again.output)).to_table()

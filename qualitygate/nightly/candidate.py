@@ -182,11 +182,12 @@ def promote(
     """
     # Checked again at the last moment: what comes now is seen by everybody.
     check_lock()
+    accepted = any(one["word"] == drift.DRIFTED for one in night.steps.get("drift", {}).get("changes", ()))
     try:
         gate_store.promote(
             history.store,
             record.place(output, night.night, CANDIDATE),
-            reason="every guardrail held",
+            reason="every guardrail held, with a drift that was accepted" if accepted else "every guardrail held",
             night=night.night,
             fence=fence,
             seen=history,

@@ -498,7 +498,8 @@ class _Job:
         # Who accepts a drift vouches for these photographs, however few they are.
         settled = found.readable >= self._config.min_drift or self._config.accept_drift
         checks = list(guardrails.of_tonight(self._config, found.rows, found.failed, changes))
-        checks = [_pooled(check, beside, settled) for check in checks]
+        promoted = [one.night for one in self._others if one.night in beside.pooled and one.state == "promoted"]
+        checks = [_pooled(check, beside, promoted, settled=settled) for check in checks]
         if self._damaged:
             said = "; ".join(f"night {night}: {why}" for night, why in self._damaged.items())
             said = f"not trusted, as its record can't be read: {said}"
@@ -609,6 +610,8 @@ class _Job:
             sample=_SAMPLE,
             aim_megabytes=self._config.report_megabytes,
             title=f"Night {self.night.night}",
+            # One that is done again is not the last.
+            night=self.night.night,
         )
         try:
             return {"page": storage.redact(str(page.write(config))), "problem": None}
@@ -623,19 +626,22 @@ def _checks(step: Mapping[str, Any]) -> list[Check]:
     return [Check(**one) for one in step.get("checks", ())]
 
 
-def _pooled(check: Check, beside: trust.Beside, settled: bool) -> Check:
+def _pooled(check: Check, beside: trust.Beside, promoted: Sequence[str], *, settled: bool) -> Check:
     """The check of drift, with the nights that were tested together with this one, and what becomes of too few."""
     if check.name != "drift":
         return check
-    count = len(beside.pooled)
     said = check.said
-    if count:
-        some = ", ".join(beside.pooled[-_SHOWN:])
+    if count := len(beside.pooled):
+        some = ", ".join(beside.pooled[-_SHOWN:]) + (f" and {count - _SHOWN} before them" if count > _SHOWN else "")
+        said += f"; with those of {count} night{'s' * (count > 1)} before that had too few to be tested: {some}"
+    if check.passed:
+        return replace(check, said=said if settled else f"{said}; they are tested together with the next nights'")
+    if promoted:
         said += (
-            f"; with those of {count} night{'s' * (count > 1)} before that had too few to be tested: "
-            f"{'..., ' * (count > _SHOWN)}{some}"
+            f"; labels of these nights are in the gates that {', '.join(promoted)} promoted: 'qualitygate gate "
+            "rollback' goes back"
         )
-    return replace(check, said=said if settled else f"{said}; they are tested together with the next nights'")
+    return replace(check, said=said)
 
 
 def _tell(

@@ -39,6 +39,8 @@ _BESIDE: dict[str, tuple[str, str | None]] = {
 }
 _VERBS = "calibrate, robustness, gate, score, predict, study or nightly"
 _NIGHTS = "nights"
+# So many nights are named where one is asked for that there is not.
+_KNOWN = 5
 VERSION = 1
 _MONTAGE_BYTES = 64 << 20
 
@@ -76,11 +78,15 @@ class Study:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nights:
-    """What 'nightly' found, night by night. last: the newest night's own record; changes: of the gate in force."""
+    """What 'nightly' found, night by night, until the one that the page is of.
+
+    last: that night's own record. later: nights that began after it. changes: of the gate in force, all of them.
+    """
 
     rows: Sequence[records.NightRow]
     last: records.NightRecord | None
     changes: "Sequence[Change]"
+    later: Sequence[records.NightRow] = ()
 
     @property
     def in_force(self) -> str | None:
@@ -120,9 +126,12 @@ class Artefacts:
         return frozenset(named)
 
 
-def read(inputs: Sequence[str]) -> Artefacts:
-    """Everything in these folders. Raises ConfigurationError for a folder that holds nothing known, for two
-    folders of one verb, and for a record or table that isn't what its verb writes."""
+def read(inputs: Sequence[str], *, night: str | None = None) -> Artefacts:
+    """Everything in these folders. night: of a nightly output, up to which night; default: all.
+
+    Raises ConfigurationError for a folder that holds nothing known, for two folders of one verb, for a night that there
+    is not, and for a record or table that isn't what its verb writes.
+    """
     folders = _folders(inputs)
     found: dict[str, Any] = {}
     if folder := folders.get("calibrate"):
@@ -132,7 +141,9 @@ def read(inputs: Sequence[str]) -> Artefacts:
     if folder := folders.get("study"):
         found["study"] = _study(folder)
     if folder := folders.get("nightly"):
-        found["nights"] = _nights(folder)
+        found["nights"] = _nights(folder, night)
+    elif night is not None:
+        raise ConfigurationError(f"--night {night!r} needs a nightly output; give its folder as --input")
     for key, verb, name, model in (
         ("decisions", "gate", "_gate_stats.json", records.GateStats),
         ("scoring", "score", "_stats.json", records.ScoringStats),
@@ -267,8 +278,8 @@ def _study(folder: str) -> Study:
     )
 
 
-def _nights(folder: str) -> Nights | None:
-    """The nights in the order in which they began; None where the table has none yet."""
+def _nights(folder: str, name: str | None) -> Nights | None:
+    """The nights in the order in which they began; None where the table has none yet. name: the page's, or the last."""
     from qualitygate.calibration import gate_store
     from qualitygate.calibration.gate import FOLDER
 
@@ -284,12 +295,20 @@ def _nights(folder: str) -> Nights | None:
             f"{_where(folder, 'nights.parquet')}: {key}: {first['msg']}; the next night makes it again"
         ) from error
     rows.sort(key=lambda row: (row.started, row.night))
+    later: list[records.NightRow] = []
+    if name is not None:
+        known = [row.night for row in rows]
+        if name not in known:
+            some = ", ".join(known[-_KNOWN:])
+            raise ConfigurationError(f"there is no night {name!r} in {storage.redact(folder)!r}; the last are {some}")
+        rows, later = rows[: known.index(name) + 1], rows[known.index(name) + 1 :]
     place = storage.join(folder, _NIGHTS, rows[-1].night)
     there = storage.exists(storage.join(place, "night.json"))
     return Nights(
         rows=rows,
         last=read_record(place, "night.json", records.NightRecord) if there else None,
         changes=gate_store.read(storage.join(folder, FOLDER)).changes,
+        later=later,
     )
 
 

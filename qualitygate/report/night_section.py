@@ -179,6 +179,13 @@ def points(nights: Nights) -> list[str]:
         found.append(
             f"Since then gate {wording.short(change.gate_id)} was put in force by {change.by}: {change.reason}."
         )
+    if nights.later:
+        newest = nights.later[-1]
+        found.append(
+            f"This is the page of night {nights.rows[-1].night}. {len(nights.later)} later night"
+            f"{'s have' if len(nights.later) > 1 else ' has'} begun since; the last, {newest.night}, is "
+            f"{'not ended' if newest.state == 'running' else newest.state}."
+        )
     if nights.changes and nights.changes[-1].held:
         found.append("Promotions are held: no night promotes until somebody does by hand ('qualitygate gate promote').")
     if nights.last is not None:

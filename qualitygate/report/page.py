@@ -66,7 +66,7 @@ def write(config: ReportConfig) -> Path | str:
         raise ConfigurationError(f"--output {storage.redact(output)!r} must end in .html, for browsers to open it")
     if storage.is_folder(output):
         raise ConfigurationError(f"--output {storage.redact(output)!r} is a folder; name a file that ends in .html")
-    found = artefacts.read(config.input)
+    found = artefacts.read(config.input, night=config.night)
     page = render(found, config)
     storage.write_bytes(output, page)
     logger.info("report of %d bytes", len(page))

@@ -50,6 +50,9 @@ def of_purge(done: Any) -> str:
         )
     elif not kept:
         lines.append("searched again: no file holds one of them")
+        lines.append(
+            "not searched: the input, and tables of your own; what the input still has is scored again by the next run"
+        )
     return "\n".join(lines) + "\n"
 
 

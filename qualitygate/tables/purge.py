@@ -159,7 +159,7 @@ def _look(output: str, ids: Ids, ids_uri: str, notes: list[str]) -> Iterator[Fou
     for name, places in reports:
         # Thumbnails can't be searched: where anything knew the photographs, a report may show them.
         if places or ids.met:
-            why = "a report, which may show them: run 'report' again"
+            why = "a report, which may show them: run 'report' again, of one of several nights with --night"
             yield Found(name=name, action="delete", places=places, why=why)
     for name in pictures:
         if name.lower().endswith(".png") and name.rpartition("/")[0] in pictured:

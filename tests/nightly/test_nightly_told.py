@@ -1,5 +1,6 @@
 """What the pages of real nights tell: a candidate that isn't in force, photographs to look at, commands that work."""
 
+import copy
 import re
 import shlex
 import shutil
@@ -13,9 +14,12 @@ from nights_here import METRIC, Nights
 
 from qualitygate import cli
 from qualitygate.calibration import gate
+from qualitygate.config import ReportConfig
+from qualitygate.errors import ConfigurationError
 from qualitygate.nightly import canary
 from qualitygate.nightly.record import Night
 from qualitygate.report import artefacts, next_steps
+from qualitygate.report import page as report
 
 FIRST = 200
 ROW = re.compile(r'<img src="data:image/webp;base64,[^"]+" alt="([^"]+)">')
@@ -168,3 +172,44 @@ def test_a_report_of_a_night_is_small(nights: Nights) -> None:
     nights.add("n2", 60)
     nights.run("n2", thumbnails=True)
     assert Path(nights.output, "nights", "n2", "report.html").stat().st_size < 4_000_000
+
+
+def test_the_page_of_an_older_night_that_is_done_again_is_its_own(nights: Nights) -> None:
+    nights.add("n2", 60)
+    assert nights.run("n2", min_labelled=10_000).night.state == "refused"
+    nights.add("n3", 60)
+    nights.run("n3")
+    again = nights.run("n2", again=True).night
+    assert again.state in ("promoted", "kept")
+    page = _page(nights, "n2")
+    assert "This is the page of night n2. 1 later night has begun since; the last, n3" in page
+    assert "Photographs of night n2" in page
+    # So is one that is made again, and that of the last night is still to be had.
+    for name, shown in (("n2", "night n2"), (None, "night n3")):
+        made = f"{nights.output}/{name}.html"
+        report.write(ReportConfig(input=(nights.output,), output=made, thumbnails=False, night=name))
+        assert f"Photographs of {shown}" in Path(made).read_text()
+
+
+def test_a_page_of_no_night_is_refused(nights: Nights, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"there is no night 'n9'.*the last are n1"):
+        report.write(ReportConfig(input=(nights.output,), output=str(tmp_path / "a.html"), night="n9"))
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "_stats.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="needs a nightly output"):
+        report.write(ReportConfig(input=(str(tmp_path / "scores"),), output=str(tmp_path / "a.html"), night="n1"))
+
+
+def test_a_gate_by_hand_votes_by_what_is_scored_or_is_refused(
+    nights: Nights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_force = gate.load(nights.output)
+    content = copy.deepcopy(dict(in_force.content))
+    content["methods"]["lapv"] = dict(content["methods"][METRIC])
+    content["fingerprints"]["lapv"] = "f"
+    content["id"] = gate.identity(content)
+    (tmp_path / gate.FILE).write_bytes(gate.dump(content))
+    assert _call(f"qualitygate gate promote {tmp_path} --store {nights.output}") == 2
+    said = capsys.readouterr().err
+    assert f"votes by lapv, which '{nights.output}' doesn't score" in said
+    assert gate.load(nights.output).id == in_force.id
