@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 
 import pyarrow as pa
@@ -342,11 +343,16 @@ def _alarm(alarm: _Alarm, deadline: float | None) -> Iterator[None]:
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
             if alarm.waiting.is_set():
                 alarm.rang.set()
-                signal.pthread_kill(main.ident or 0, signal.SIGINT)
+                signal.pthread_kill(main.ident or 0, signal.SIGUSR2)
                 return
 
-    watcher = None
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    watcher, before = None, None
     if deadline is not None and threading.current_thread() is main:
+        # Not SIGINT, which a job that was started in the background ignores.
+        before = signal.signal(signal.SIGUSR2, interrupt)
         watcher = threading.Thread(target=watch, args=(deadline + _OVERDUE_S,), name="alarm", daemon=True)
         watcher.start()
     try:
@@ -355,6 +361,7 @@ def _alarm(alarm: _Alarm, deadline: float | None) -> Iterator[None]:
         ended.set()
         if watcher is not None:
             watcher.join()
+            signal.signal(signal.SIGUSR2, before)
 
 
 @contextmanager

@@ -46,12 +46,18 @@ def _config(tmp_path: Path) -> ScoreConfig:
     return ScoreConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), metrics=("lapm",), device="cpu")
 
 
-def test_a_deadline_ends_a_run_to_which_nothing_comes(tmp_path: Path, waited: list[str]) -> None:
+def test_a_deadline_ends_a_run_to_which_nothing_comes(
+    tmp_path: Path, waited: list[str], request: pytest.FixtureRequest
+) -> None:
     config = _config(tmp_path)
+    # As a shell's background jobs have it.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(DeadlineReached, match=r"stopped with 0 of 3 rows") as caught:
         scoring.run(config, Silent(), deadline=time.time() + 3)
     assert (caught.value.done, caught.value.left) == (0, 3)
     assert waited == ["workers"]
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
     assert scores.open_table(config.output) is not None
 
 
