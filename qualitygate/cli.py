@@ -680,4 +680,4 @@ def demo(
 
 
 if __name__ == "__main__":
-    main()
+    run()
