@@ -7,15 +7,16 @@ threads could then never answer.
 import contextlib
 import http.client
 import json
-import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from loopback_server import serve
 
 # What the proxy does with one request. `lose`: passes it on and hangs up without an answer.
 REFUSE, CUT, STALL, HANG_UP, LOSE, FORBID = "refuse", "cut", "stall", "hang up", "lose", "forbid"
@@ -153,22 +154,6 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _serve(target: int) -> None:
-    _Handler.rules, _Handler.target = _Rules(), target
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    parent = os.getppid()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    sys.stdout.write(f"{server.server_address[1]}\n")
-    sys.stdout.flush()
-    server.serve_forever()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _Handler.rules, _Handler.target = _Rules(), int(sys.argv[1])
+    serve(_Handler)

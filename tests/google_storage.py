@@ -6,14 +6,15 @@ A process of its own, as deltalake keeps Python's lock during some requests.
 
 import contextlib
 import hashlib
-import os
 import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from loopback_server import serve
 
 _GUARD = threading.Lock()
 # By bucket and key: the bytes and their generation.
@@ -142,21 +143,5 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _serve() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    parent = os.getppid()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    sys.stdout.write(f"{server.server_address[1]}\n")
-    sys.stdout.flush()
-    server.serve_forever()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    _serve()
+    serve(_Handler)
