@@ -98,7 +98,8 @@ def hours(plan: Plan, pending: Path) -> Hours:
         if on_gpu and cost["gpu_hours"]:
             gpu = (gpu[0] + cost["gpu_hours"][0], gpu[1] + cost["gpu_hours"][1])
             dearest[name] = cost["gpu_hours"][1]
-        else:
+        elif not (on_gpu and plan.formulas == "gpu"):
+            # Formulas on a GPU take a fraction of what decoding does; nobody has timed them there.
             cpu += cost["cpu_hours"]
             dearest[name] = cost["cpu_hours"]
     ordered = dict(sorted(dearest.items(), key=lambda item: -item[1]))
@@ -119,9 +120,10 @@ def check_budget(config: ScoreConfig, plan: Plan, pending: Path) -> Hours | None
         (f"about {found.cpu:.3g}", found.cpu, "hours of a core", config.max_cpu_hours, "--max-cpu-hours"),
     ):
         if budget is not None and estimate > budget:
+            dearest = next(iter(found.metrics), "reading them")
             raise ConfigurationError(
                 f"scoring {found.rows:,} photographs would take {said} {unit}, more than {flag} {budget:g}, most of it "
-                f"{next(iter(found.metrics))}; nothing was scored: take fewer (--limit), fewer --metrics, --gate with "
+                f"{dearest}; nothing was scored: take fewer (--limit), fewer --metrics, --gate with "
                 "--lazy, or raise the budget; 'qualitygate plan score' shows it by metric"
             )
     return found

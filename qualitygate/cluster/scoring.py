@@ -288,6 +288,9 @@ def _stream(run: _Run, cluster: session.Cluster, spool: Path, rows: int, beyond:
     recorder.cost_on_cpu = planning.cost_on_cpu(planning.networks_of(plan))
     plan = replace(plan, at_once=pool.batch_size, access=plan.access.shared_by(pool.workers))
     plan = planning.compiled(plan, pool, recorder.pending + beyond)
+    if plan.execution.compiled:
+        # Also in a small portion of a long run: else compiling would count against its first photographs.
+        pool = recorder.pool = replace(pool, warm_up=True)
     before, alarm = recorder.rows, _Alarm()
     try:
         # Closed here whatever happens: Ray's executor, still at work when Ray is shut down, may end this process
@@ -506,13 +509,13 @@ def _write_stats(
 def _bottleneck(recorder: _Recorder) -> str | None:
     """The stage that took longest by the clock.
 
-    Fetching goes on in many threads beside the work: what workers waited for it counts. Decoding in several threads
-    counts by their share, and waiting for it without what was waited for bytes.
+    Fetching goes on in many threads beside the work: what workers waited for it counts. Warming up comes once.
+    Decoding in several threads counts by their share, and waiting for it without what was waited for bytes.
     """
     from qualitygate.cluster.workers import FETCHING, WAITING
 
     decoders = recorder.pool.decoders if recorder.pool else 1
-    clock = {stage: seconds for stage, seconds in recorder.stages.items() if stage != "fetch"}
+    clock = {stage: seconds for stage, seconds in recorder.stages.items() if stage not in ("fetch", "warm_up")}
     if decoders > 1 and "decode" in clock:
         clock["decode"] /= decoders
     if WAITING in clock:

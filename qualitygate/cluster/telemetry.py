@@ -63,7 +63,7 @@ SERIES = (
         kind="histogram",
         unit="rows",
         description="Rows of a task",
-        boundaries=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        boundaries=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
     ),
     Series(
         name="gpu_memory_bytes",

@@ -160,7 +160,12 @@ class ScoringWorker:
         self._watchdog = Watchdog(settings.image_timeout_s, self._report_over_time)
         plan = on_this_machine(plan, settings)
         self._device = plan.device
-        self._scorer = RowScorer(plan, run_id=settings.run_id)
+        self._lost: DeviceLost | None = None
+        try:
+            self._scorer = RowScorer(plan, run_id=settings.run_id)
+        except DeviceLost as error:
+            # Raised by the first task, where it is counted: Ray doesn't start a worker again that fails here.
+            self._lost = error
         self._timeout_s = settings.image_timeout_s
         self._settings = settings
         self._at_once = plan.at_once
@@ -176,6 +181,8 @@ class ScoringWorker:
         key = hashlib.sha1("\0".join(request.image_id for request in requests).encode()).hexdigest()
         times_begun = ray.get(self._journal.begin_batch.remote(key))
         with ending_with_its_gpu(self._journal):
+            if self._lost is not None:
+                raise self._lost
             rows = self._rows(requests, times_begun)
         ray.get(self._journal.end_batch.remote(key))
         for row, request in zip(rows, requests, strict=True):

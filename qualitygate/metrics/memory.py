@@ -21,6 +21,9 @@ _OUT_OF_MEMORY = (
     "CUDA out of memory",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    # What cuBLAS says first when a full GPU has no room for its workspace.
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "Triton Error [CUDA]: out of memory",
     "CUSOLVER_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "ALLOCATION_FAILED",
@@ -36,6 +39,7 @@ _REFUSED = (
     "CUDA error: invalid argument",
     "CUDA error: invalid configuration argument",
     "CUDA error: no kernel image is available",
+    "CUDA error: too many resources requested for launch",
     "CUBLAS_STATUS_INVALID_VALUE",
     "CUBLAS_STATUS_NOT_SUPPORTED",
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from qualitygate.errors import ConfigurationError
+from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.decode import Encoded
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import memory
@@ -53,30 +53,35 @@ class GpuDecoder:
                 "nvJPEG, as pip's for CUDA are, or leave --decoder nvjpeg out"
             ) from error
 
-    def __call__(self, files: Sequence[Encoded]) -> list[Photograph | None]:
-        """A photograph with its pixels on the GPU for each; None for those that are left to the strict decoder."""
-        found: list[Photograph | None] = []
-        for file, stored in zip(files, self._stored(files), strict=True):
-            turned = file.orientation >= 5
-            expected = (3, file.width, file.height) if turned else (3, file.height, file.width)
-            fits = stored is not None and tuple(stored.shape) == expected
-            found.append(_photograph(upright(stored, file)) if stored is not None and fits else None)
-        return found
+    def __call__(self, files: Sequence[Encoded]) -> list[Photograph | Failure | None]:
+        """A photograph with its pixels on the GPU for each; None for those that are left to the strict decoder.
 
-    def _stored(self, files: Sequence[Encoded]) -> list[torch.Tensor | None]:
-        """Pixels as stored, (3, H, W); of several of which one can't be decoded, by halves."""
+        Of several of which one can't be decoded, by halves. A Failure where memory doesn't suffice for one alone: the
+        strict decoder's pixels are others, and which photograph meets a full GPU depends on its neighbours.
+        """
         if not files:
             return []
         try:
-            return list(self._decode([_as_tensor(file.data[: file.end]) for file in files]))
-        except RuntimeError as error:
+            stored = self._decode([_as_tensor(file.data[: file.end]) for file in files])
+            return [_fitting(file, pixels) for file, pixels in zip(files, stored, strict=True)]
+        except (RuntimeError, MemoryError) as error:
             if memory.is_device_lost(error):
                 raise
+            lacks_memory = memory.is_out_of_memory(error)
         if len(files) == 1:
-            return [None]
+            (file,) = files
+            said = f"no memory on the GPU to decode {file.width} x {file.height} pixels"
+            return [Failure(ErrorCode.OUT_OF_MEMORY, said) if lacks_memory else None]
         torch.cuda.empty_cache()
         half = len(files) // 2
-        return self._stored(files[:half]) + self._stored(files[half:])
+        return [*self(files[:half]), *self(files[half:])]
+
+
+def _fitting(file: Encoded, stored_CHW: torch.Tensor) -> Photograph | None:
+    """The photograph, unless it has another size than its header says."""
+    turned = file.orientation >= 5
+    expected = (3, file.width, file.height) if turned else (3, file.height, file.width)
+    return _photograph(upright(stored_CHW, file)) if tuple(stored_CHW.shape) == expected else None
 
 
 def upright(stored_CHW: torch.Tensor, file: Encoded) -> torch.Tensor:

@@ -352,11 +352,22 @@ class RowScorer:
         files = [item.encoded for item in group if item.encoded]
         if not files or self._on_gpu is None:
             return list(group)
-        with self._timed("decode_on_gpu"), self._telling("nvJPEG"):
-            found = iter(self._on_gpu(files))
+        try:
+            with self._timed("decode_on_gpu"), self._telling("nvJPEG"):
+                made = self._on_gpu(files)
+        except DeviceLost:
+            raise
+        except Exception:
+            # It promises to halve and to leave alone. If it raises, that is our bug, but no reason to lose the run.
+            logger.exception("nvJPEG raised for %d files; they are decoded as ever", len(files))
+            made = [None] * len(files)
+        found = iter(made)
         return [self._with_pixels(item, item.encoded, next(found)) if item.encoded else item for item in group]
 
-    def _with_pixels(self, item: Prepared, encoded: Encoded, photograph: Photograph | None) -> Prepared:
+    def _with_pixels(self, item: Prepared, encoded: Encoded, found: Photograph | Failure | None) -> Prepared:
+        if isinstance(found, Failure):
+            return Prepared(row=self._fail(item.row, item.waiting, found))
+        photograph = found
         if photograph is None:
             try:
                 with self._timed("decode"):

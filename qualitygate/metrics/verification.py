@@ -2,7 +2,7 @@
 
 `verify` scores photographs in float32 and in half precision, in this process, and compares metric by metric. The
 file that it writes is what `score --precision fast --verified FILE` goes by: a metric is computed fast if it passed
-there by the definition that the run has (the same parameters, version, decoder and resolution), else in float32; and
+there by the definition that the run has (the same parameters, version and resolution), else in float32; and
 only on the model of GPU that it was measured on.
 """
 

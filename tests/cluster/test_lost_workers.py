@@ -276,6 +276,29 @@ def test_a_predicting_worker_ends_over_its_lost_gpu_and_is_counted(monkeypatch: 
         worker(block)
 
 
+def test_a_gpu_lost_while_a_worker_starts_is_counted_with_its_first_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray doesn't start a worker again whose constructor failed."""
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    def lost(*_: object, **__: object) -> None:
+        raise DeviceLost("this process has lost its GPU")
+
+    monkeypatch.setattr(workers, "ray", SimpleNamespace(get=lambda answer, **_: answer))
+    monkeypatch.setattr(workers, "gpu_name", lambda: "0 of node a")
+    monkeypatch.setattr(workers.os, "_exit", end)
+    monkeypatch.setattr(workers, "RowScorer", lost)
+    journal = _answering(_plain(workers.CrashJournal))
+    settings = workers.WorkerSettings(run_id="r", image_timeout_s=9)
+    worker = workers.ScoringWorker(Plan(metrics=("lapm",)), settings, pa.schema([]), journal, str(tmp_path))
+    worker._reader = SimpleNamespace(requests=lambda _: [Request(image_id="a", uri="a.jpg")])  # type: ignore[assignment]
+    with pytest.raises(SystemExit, match=str(workers.EXIT_DEVICE_LOST)):
+        worker(pa.table({"name": ["0.parquet"]}))
+
+
 def test_a_run_that_loses_its_gpu_has_not_failed_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker dies, and the queue says what becomes of a run whose worker died."""
     import torch

@@ -166,7 +166,10 @@ def test_a_budget_counts_the_rows_that_wait_by_the_plans_own_numbers(tmp_path: P
     # Not the same photographs were timed, but all have nearly the same size.
     assert on_gpu.gpu == pytest.approx(planned["metrics"]["musiq"]["gpu_hours"], rel=0.05)
     assert on_gpu.metrics["musiq"] == on_gpu.gpu[1]
-    assert on_gpu.metrics["lapm"] < on_gpu.cpu
+    # Formulas are computed where the network is, unless they are left to the cores.
+    assert "lapm" not in on_gpu.metrics
+    on_cores = score_costs.hours(replace(plan, device="cuda", formulas="cpu"), pending)
+    assert 0 < on_cores.metrics["lapm"] < on_cores.cpu
 
 
 def test_what_has_a_metric_already_needs_it_no_more(tmp_path: Path) -> None:

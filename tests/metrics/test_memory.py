@@ -19,6 +19,8 @@ SHORT = [
     torch.AcceleratorError("CUDA error: out of memory"),
     RuntimeError("backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
 ]
 OTHERS = [
@@ -26,6 +28,7 @@ OTHERS = [
     ValueError("CUDA error: quoted by what never spoke to a GPU"),
     RuntimeError("Triton Error [CUDA]: invalid argument"),
     torch.AcceleratorError("CUDA error: invalid configuration argument"),
+    torch.AcceleratorError("CUDA error: too many resources requested for launch"),
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"),
 ]
 

@@ -283,6 +283,33 @@ def test_what_nvjpeg_raises_on_is_decoded_strictly_in_its_place(scorer_of: Any) 
     assert found[2]["lapm_state"] == "failed:truncated"
 
 
+def test_a_gpu_too_full_for_a_photograph_leaves_it_for_another_try(
+    scorer_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the strict decoder: the same photograph would have another score beside other neighbours."""
+    real = nvjpeg.upright
+
+    def full(stored: torch.Tensor, file: Any) -> torch.Tensor:
+        if file.width > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(stored, file)
+
+    monkeypatch.setattr(nvjpeg, "upright", full)
+    files = [encode(SMALL, "JPEG"), encode(ASTRONAUT, "JPEG"), encode(SMALL, "JPEG")]
+    found = rows_of(scorer_of(by_torchvisions_cpu, ("lapm",)), files)
+    assert [row["status"] for row in found] == ["ok", "error", "ok"]
+    assert (found[1]["error_code"], found[1]["lapm_state"]) == ("out_of_memory", "failed:out_of_memory")
+    assert "no memory on the GPU" in found[1]["error_message"]
+
+
+def test_whatever_it_raises_loses_no_photograph(scorer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = scorer_of(by_torchvisions_cpu, ("lapm",))
+    monkeypatch.setattr(nvjpeg.GpuDecoder, "__call__", lambda *_: (_ for _ in ()).throw(KeyError("a bug")))
+    found = rows_of(scorer, [encode(ASTRONAUT, "JPEG"), encode(SMALL, "JPEG")])
+    assert [row["status"] for row in found] == ["ok", "ok"]
+    assert found[0]["lapm"] == rows_of(scorer_of(None, ("lapm",)), [encode(ASTRONAUT, "JPEG")])[0]["lapm"]
+
+
 def test_a_lost_gpu_is_told_as_ever(scorer_of: Any) -> None:
     def lost(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         if len(tensors[0]) > 2000:
