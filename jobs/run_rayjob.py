@@ -17,11 +17,11 @@ import logging
 import os
 import ssl
 import sys
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import yaml
@@ -84,8 +84,8 @@ def run(server: Server, rayjob: dict[str, Any], *, poll_s: float = 15.0, patienc
             status = (_ask(server, "GET", f"{folder}/{name}") or {}).get("status", {})
             silent_since = None
         except Unavailable as error:
-            silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > patience_s:
+            silent_since = silent_since or monotonic()
+            if monotonic() - silent_since > patience_s:
                 raise
             logger.warning("%s; asking again", error)
             status = {}
@@ -94,7 +94,7 @@ def run(server: Server, rayjob: dict[str, Any], *, poll_s: float = 15.0, patienc
             said = [status.get(key) for key in ("jobStatus", "reason", "message")]
             succeeded = state == "Complete" and status.get("jobStatus") == "SUCCEEDED"
             return succeeded, f"RayJob {name}: " + ", ".join(str(part) for part in [state, *said] if part)
-        time.sleep(poll_s)
+        sleep(poll_s)
 
 
 def _ask(server: Server, method: str, url: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:

@@ -87,7 +87,7 @@ def test_its_patience_ends(api: Api, token: Path) -> None:
 
 def test_a_renewed_token_is_used(api: Api, token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api.states = [RUNNING, SUCCEEDED]
-    monkeypatch.setattr(run_rayjob.time, "sleep", lambda _: token.write_text("second"))
+    monkeypatch.setattr(run_rayjob, "sleep", lambda _: token.write_text("second"))
     run(api, token)
     assert [used for _, _, used in api.asked] == ["Bearer first", "Bearer first", "Bearer second"]
 
@@ -100,7 +100,7 @@ def test_a_refusal_says_what_was_refused(api: Api, token: Path) -> None:
 
 def test_a_deleted_rayjob_is_no_success(api: Api, token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api.states = [RUNNING]
-    monkeypatch.setattr(run_rayjob.time, "sleep", lambda _: api.rayjobs.clear())
+    monkeypatch.setattr(run_rayjob, "sleep", lambda _: api.rayjobs.clear())
     with pytest.raises(ConfigurationError, match="deleted"):
         run(api, token)
 
