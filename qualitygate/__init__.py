@@ -24,6 +24,7 @@ def score(
     precision: Literal["float32", "fast"] = "float32",
     verified: str | None = None,
     decoder: Literal["strict", "nvjpeg"] = "strict",
+    formulas: Literal["gpu", "cpu"] = "gpu",
 ) -> "pa.Table":
     """Scores of images in this process, without Ray: one row for each, as in the score table.
 
@@ -38,6 +39,7 @@ def score(
     precision, verified: `fast` for half precision on a GPU, of the metrics that passed in this file of
         'qualitygate verify'.
     decoder: `nvjpeg` lets the GPU decode plain JPEGs, with other pixels and so under another fingerprint.
+    formulas: `cpu` leaves LAPV, LAPM, WAVS, BRISQUE and NIQE on the CPU where the networks are on a GPU.
 
     Raises `qualitygate.errors.ConfigurationError` for unknown metrics and for things that are no images.
     """
@@ -57,4 +59,5 @@ def score(
         precision=precision,
         verified=verified,
         decoder=decoder,
+        formulas=formulas,
     )

@@ -38,6 +38,7 @@ def score(
     precision: Precision = "float32",
     verified: str | None = None,
     decoder: Literal["strict", "nvjpeg"] = "strict",
+    formulas: Literal["gpu", "cpu"] = "gpu",
 ) -> pa.Table:
     """One row for each image, in order, with the columns and the numbers of the score table.
 
@@ -53,6 +54,8 @@ def score(
         'qualitygate verify'; others, and all on a CPU, are float32, and every row says by its fingerprint which.
     decoder: `nvjpeg` decodes plain JPEGs on the GPU, with other pixels and so under another fingerprint; refused where
         there is none.
+    formulas: `cpu` leaves the five formulas on the CPU where the networks are on a GPU; changes no more than the last
+        digits of a score.
 
     `image_id` is the path as given, or the position for images without one. An image that can't be read or
     scored gets a row that says why, as in the job. Raises ConfigurationError for unknown metrics and for things
@@ -68,6 +71,7 @@ def score(
         policy=policy,
         max_bytes=max_bytes,
         parameters=pinned(asked, parameters),
+        formulas=formulas,
     )
     networks = any(metric.device == "gpu" for metric in plan.selected())
     if device == "cuda" or (device == "auto" and networks):
@@ -75,6 +79,10 @@ def score(
     if decoder == "nvjpeg" and plan.device != "cuda":
         raise ConfigurationError(
             f"decoder='nvjpeg' needs a GPU, and with device={device!r} these metrics run on the CPU here; leave it out"
+        )
+    if decoder == "nvjpeg" and formulas == "cpu":
+        raise ConfigurationError(
+            "formulas='cpu': the pixels that decoder='nvjpeg' makes are on the GPU; leave one of the two out"
         )
     if precision == "fast":
         execution, notes = verification.execution(plan, verified)

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 
 import qualitygate
 from qualitygate.errors import ConfigurationError
+from qualitygate.metrics import inprocess
+from qualitygate.metrics.rows import Plan
 from qualitygate.tables import scores
 
 FOCUS = ["lapv", "lapm", "wavs"]
@@ -120,3 +123,21 @@ def test_no_ray_is_needed() -> None:
         "sys.exit('ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_formulas_may_stay_on_the_cpu_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Taken(Exception):
+        """Where photographs would be scored."""
+
+    def take(plan: Plan, *, run_id: str) -> None:
+        raise Taken(plan.device, plan.formulas)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(inprocess, "RowScorer", take)
+    grey = np.zeros((40, 40), np.uint8)
+    for where in ("gpu", "cpu"):
+        with pytest.raises(Taken) as taken:
+            qualitygate.score(grey, "lapm,musiq", untrained=True, device="auto", formulas=where)
+        assert taken.value.args == ("cuda", where)
+    with pytest.raises(ConfigurationError, match="leave one of the two out"):
+        qualitygate.score(grey, "lapm", device="cuda", decoder="nvjpeg", formulas="cpu")
