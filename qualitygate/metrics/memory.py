@@ -1,5 +1,6 @@
 """What every scorer on tensors does about memory: photographs uploaded once, lack of it recognised, a lost GPU too."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,28 +14,64 @@ from qualitygate.metrics.metric import Device
 # What a photograph's pixels are called once they are there.
 ON_GPU = "pixels on the GPU"
 
-# Where torch has no exception of its own: its CPU allocator, oneDNN, cuBLAS, cuSOLVER, cuDNN (under two names); and
-# its own one, quoted by the compiler in whose hands memory ended.
+# Where torch has no exception of its own: its CPU allocator, oneDNN, cuBLAS, cuSOLVER, cuDNN (under two names), the
+# driver; and its own one, quoted by the compiler in whose hands memory ended.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "could not create a memory",
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    # What cuBLAS says first when a full GPU has no room for its workspace.
-    "CUBLAS_STATUS_NOT_INITIALIZED",
     "Triton Error [CUDA]: out of memory",
     "CUSOLVER_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "ALLOCATION_FAILED",
 )
-# Of torch, cuBLAS and cuDNN; and of compiled networks' own kernels, whose other errors are about their launch alone.
-_CUDA = (
-    "CUDA error",
-    "Triton Error [CUDA]: an illegal memory access",
-    "Triton Error [CUDA]: unspecified launch failure",
+# What a library says first that finds no room for its own workspace on a full GPU. It says the same of a GPU that is
+# lost: it has to be asked.
+_NO_ROOM_TO_START = (
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "cublasCreate(",
+    "cublasLtCreate(",
+    "CUSOLVER_STATUS_NOT_INITIALIZED",
+    "cusolverDnCreate(",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    # cuDNN doesn't say in which call; public reports put it down to a full GPU, too.
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
 )
-# A call that CUDA or cuBLAS refused before anything ran: the next one may go well.
+# nvJPEG's ALLOCATOR_FAILURE, which torchvision passes on as a number after what it was doing.
+_NVJPEG_WITHOUT_MEMORY = re.compile(
+    r"Failed to (?:attach|create|decode|get|initialize|parse|set|transfer)[\w ]*: 5(?!\d)"
+)
+# Who speaks for the GPU: torch, the driver, the libraries, compiled networks' own kernels, torchvision's nvJPEG.
+_SPEAKERS = (
+    "CUDA error",
+    "CUDA driver error",
+    "cuDNN error",
+    "cuDNN Frontend error",
+    "cusolver error",
+    "cuFFT error",
+    "Triton Error [CUDA]",
+    "Error while decoding JPEG images",
+)
+# After these every further call fails, as CUDA's documentation says of all but uncorrectable memory errors, which leave
+# nothing to rely on: there is no need to ask.
+_LOST = (
+    "an illegal memory access was encountered",
+    "an illegal instruction was encountered",
+    "device-side assert triggered",
+    "hardware stack error",
+    "invalid program counter",
+    "misaligned address",
+    "operation not supported on global/shared address space",
+    "the launch timed out and was terminated",
+    "uncorrectable ECC error encountered",
+    "unspecified launch failure",
+)
+# Without a GPU that could be asked, what else is taken for a loss ...
+_LOST_BY_WORDS = ("CUDA error", "STATUS_EXECUTION_FAILED")
+# ... but for a call that was refused before anything ran: the next one may go well.
 _REFUSED = (
     "CUDA error: invalid argument",
     "CUDA error: invalid configuration argument",
@@ -50,16 +87,34 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     False where the GPU is lost besides: less work would not help.
     """
-    return not is_device_lost(error) and any(_lacks_memory(one) for one in _chain(error))
+    short = any(_lacks_memory(one) or _had_no_room_to_start(one) for one in _chain(error))
+    return short and not is_device_lost(error)
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether the error, or one behind it, is CUDA's and leaves this process without its GPU.
+    """Whether the error, or one behind it, is the GPU's and leaves this process without it.
 
     After an illegal memory access, a failed launch or assertion, or an uncorrectable memory error every further call
-    fails; only a new process gets the GPU back. What CUDA says is taken for that unless it is known to be less.
+    fails; only a new process gets the GPU back. A library that notices it first says merely that its call failed, as it
+    does of a call that is to blame itself: then the GPU is waited for, which raises where it is lost.
     """
     return any(_ends_the_context(one) for one in _chain(error))
+
+
+def is_of_the_gpu(error: BaseException) -> bool:
+    """Whether the error, or one behind it, is CUDA's, its libraries' or the driver's, lost or not."""
+    return any(_from_cuda(one) for one in _chain(error))
+
+
+def gpu_answers() -> bool | None:
+    """Whether this process's GPU does what it is asked, waiting for all that it was; None without one in use."""
+    if not torch.cuda.is_initialized():
+        return None
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return _lacks_memory(error)
+    return True
 
 
 @contextmanager
@@ -78,17 +133,36 @@ def telling_of_a_lost_gpu(during: str) -> Iterator[None]:
 
 
 def _lacks_memory(error: BaseException) -> bool:
+    """Said by whoever asked for memory itself."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    said = str(error)
+    if not isinstance(error, RuntimeError):
+        return False
+    return any(words in said for words in _OUT_OF_MEMORY) or _NVJPEG_WITHOUT_MEMORY.search(said) is not None
+
+
+def _had_no_room_to_start(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM_TO_START)
+
+
+def _from_cuda(error: BaseException) -> bool:
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SPEAKERS)
 
 
 def _ends_the_context(error: BaseException) -> bool:
     said = str(error)
-    from_cuda = isinstance(error, RuntimeError) and any(words in said for words in _CUDA)
-    if not (from_cuda or isinstance(error, torch.AcceleratorError)):
+    if not _from_cuda(error) or _lacks_memory(error):
         return False
-    return not _lacks_memory(error) and not any(words in said for words in _REFUSED)
+    if any(words in said for words in _LOST):
+        return True
+    answers = gpu_answers()
+    if answers is not None:
+        return not answers
+    by_words = isinstance(error, torch.AcceleratorError) or any(words in said for words in _LOST_BY_WORDS)
+    return by_words and not _had_no_room_to_start(error) and not any(words in said for words in _REFUSED)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -112,13 +112,21 @@ def _score(network: Any, photograph: Photograph, device: Device, smallest: int) 
         with torch.inference_mode(), full_precision():
             # One value in any of the shapes pyiqa uses: (), (1,), (1, 1).
             value = float(network(pixels.to(device).float() / 255).reshape(()))
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        return Failure(ErrorCode.OUT_OF_MEMORY, f"pyiqa: {error}")
     except AssertionError as error:  # "Expected image with non zero variance of pixel values"
         return Failure(ErrorCode.FLAT, f"pyiqa: {error}")
-    except (RuntimeError, IndexError, ValueError) as error:  # LinAlgError is a RuntimeError
-        return Failure(ErrorCode.NON_FINITE, f"pyiqa: {type(error).__name__}: {error}")
+    except (MemoryError, RuntimeError, IndexError, ValueError) as error:  # LinAlgError is a RuntimeError
+        return _raised(error)
     return value if math.isfinite(value) else Failure(ErrorCode.NON_FINITE, f"pyiqa returned {value}")
+
+
+def _raised(error: Exception) -> Failure:
+    """Why there is no score; raises the error itself where the GPU is lost, which is no photograph's fault."""
+    from qualitygate.metrics.memory import is_device_lost, is_out_of_memory
+
+    if is_device_lost(error):
+        raise error
+    code = ErrorCode.OUT_OF_MEMORY if is_out_of_memory(error) else ErrorCode.NON_FINITE
+    return Failure(code, f"pyiqa: {type(error).__name__}: {error}")
 
 
 def _stock(metric: Metric, smallest: int, write: Callable[[Path], Path]) -> Metric:
@@ -209,18 +217,12 @@ def _build(network: networks.Network) -> Any:
 def _network_score(stock: Any, photograph: Photograph, device: Device) -> Score:
     import torch
 
-    from qualitygate.metrics.memory import is_device_lost
-
     pixels = torch.from_numpy(np.ascontiguousarray(photograph.rgb)).permute(2, 0, 1)[None]
     try:
         with torch.inference_mode(), full_precision():
             value = float(stock(pixels.to(device).float() / 255).reshape(()))
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        return Failure(ErrorCode.OUT_OF_MEMORY, f"pyiqa: {error}")
-    except (RuntimeError, IndexError, ValueError, AssertionError) as error:
-        if is_device_lost(error):
-            raise
-        return Failure(ErrorCode.NON_FINITE, f"pyiqa: {type(error).__name__}: {error}")
+    except (MemoryError, RuntimeError, IndexError, ValueError, AssertionError) as error:
+        return _raised(error)
     finally:
         # MANIQA keeps what its hooks saw: after an exception the next photograph would get this one's features.
         if hasattr(stock, "save_output"):

@@ -7,7 +7,7 @@ only on the model of GPU that it was measured on.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -59,13 +59,15 @@ def run(config: VerifyConfig, progress: Callable[[int], None] = lambda _: None) 
 
     Raises ConfigurationError where there is nothing to compare, DeviceLost where the GPU fails.
     """
+    from qualitygate.metrics.compiling import noting_failures
     from qualitygate.metrics.memory import telling_of_a_lost_gpu
 
-    with telling_of_a_lost_gpu("verify"):
-        return _run(config, progress)
+    with telling_of_a_lost_gpu("verify"), noting_failures() as not_compiled:
+        return _run(config, progress, not_compiled)
 
 
-def _run(config: VerifyConfig, progress: Callable[[int], None]) -> Verification:
+def _run(config: VerifyConfig, progress: Callable[[int], None], not_compiled: Mapping[str, str]) -> Verification:
+    """not_compiled: by network, why a compiled call of it ran interpreted, as far as that has happened."""
     parameters = Parameters(weights=config.weights, untrained=config.untrained)
     names = _networks(config, parameters)
     parameters = pinned(names, parameters)
@@ -91,7 +93,10 @@ def _run(config: VerifyConfig, progress: Callable[[int], None]) -> Verification:
     plan = Plan(metrics=names, policy=_policy(config), parameters=parameters)
     fingerprints = fast_fingerprints(plan, names)
     verdicts = tuple(
-        judged(name, fingerprints[name], pairs[name], min_srcc=config.min_srcc, max_error=config.max_error)
+        _both_ways(
+            judged(name, fingerprints[name], pairs[name], min_srcc=config.min_srcc, max_error=config.max_error),
+            not_compiled.get(name),
+        )
         for name in names
     )
     import torch
@@ -109,6 +114,14 @@ def _run(config: VerifyConfig, progress: Callable[[int], None]) -> Verification:
     )
     write(found, config.output)
     return found
+
+
+def _both_ways(verdict: Verdict, not_compiled: str | None) -> Verdict:
+    """The verdict, which no network passes whose compiled way ran interpreted: a job elsewhere may well compile it."""
+    if not_compiled is None or not verdict.passed:
+        return verdict
+    reason = f"it was verified interpreted only, because compiled it failed ({not_compiled})"
+    return replace(verdict, passed=False, reason=reason)
 
 
 def fast_fingerprints(plan: Plan, names: tuple[str, ...]) -> dict[str, str]:

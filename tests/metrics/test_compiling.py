@@ -43,6 +43,63 @@ def test_what_can_not_be_compiled_runs_interpreted_and_says_so_once(caplog: pyte
     assert caplog.text.count("double can't be compiled") == 1
 
 
+def failing(double: compiling.Compiled, *errors: Exception | None) -> None:
+    """Let its next compiled calls raise these in turn; None: go well."""
+    given = iter(errors)
+    well = double._compiled
+    assert well is not None
+
+    def call(*arguments: object) -> object:
+        error = next(given)
+        if error is not None:
+            raise error
+        return well(*arguments)
+
+    double._compiled = call
+
+
+MISHAP = torch.AcceleratorError("CUDA error: invalid argument")
+
+
+def test_a_call_that_the_gpu_refuses_runs_interpreted_and_the_next_one_compiled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    double = compiling.Compiled(lambda x: x * 2, "double", dynamic=False, backend="eager")
+    # Asked for, the GPU answers: there is none, and these words are not those of a loss.
+    failing(double, MISHAP, None, RuntimeError("Triton Error [CUDA]: invalid argument"), None)
+    with caplog.at_level(logging.WARNING, logger="qualitygate"), compiling.noting_failures() as failures:
+        assert [double(torch.tensor(float(n))).item() for n in range(4)] == [0, 2, 4, 6]
+    assert double.compiled
+    assert "can't be compiled" not in caplog.text
+    assert caplog.text.count("this call ran interpreted") == 2
+    assert failures == {"double": "AcceleratorError: CUDA error: invalid argument"}
+
+
+def test_calls_that_the_gpu_refuses_again_and_again_stay_interpreted(caplog: pytest.LogCaptureFixture) -> None:
+    double = compiling.Compiled(lambda x: x * 2, "double", dynamic=False, backend="eager")
+    failing(double, MISHAP, MISHAP)
+    with caplog.at_level(logging.WARNING, logger="qualitygate"):
+        assert [double(torch.tensor(float(n))).item() for n in range(4)] == [0, 2, 4, 6]
+    assert not double.compiled
+    assert caplog.text.count("double fails compiled again and again and runs interpreted: Accel") == 1
+
+
+def test_what_fails_interpreted_too_is_no_fault_of_compiling() -> None:
+    def picky(x: torch.Tensor) -> torch.Tensor:
+        if x.sum() < 0:
+            raise ValueError("negative")
+        return x
+
+    network = compiling.Compiled(picky, "picky", dynamic=False, backend="eager")
+    failing(network, ValueError("negative"), None)
+    with compiling.noting_failures() as failures:
+        with pytest.raises(ValueError, match="negative"):
+            network(-torch.ones(2))
+        assert network(torch.ones(2)).sum() == 2
+    assert network.compiled
+    assert failures == {}
+
+
 def test_short_memory_is_no_reason_to_give_compiling_up() -> None:
     def short(x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")

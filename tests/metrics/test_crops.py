@@ -204,11 +204,20 @@ def test_a_lone_crop_whose_padding_is_too_much_is_no_failure():
     assert isinstance(failed, Failure)
 
 
-def test_no_memory_for_one_crop_fails_its_photograph_only():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        # As libraries say it that find no room for their workspace.
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"),
+    ],
+)
+def test_no_memory_for_one_crop_fails_its_photograph_only(error):
     class Picky(Means):
         def __call__(self, x):
             if bool((x[:, 0, 0, 0] == 0).any()):
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             return super().__call__(x)
 
     bright = [Photograph(np.maximum(photograph.rgb, 1)) for photograph in MIXED]

@@ -1,8 +1,12 @@
 """Errors of memory and of a lost GPU are told from each other and from all others, also where another wraps them."""
 
+from collections.abc import Callable
+from typing import NoReturn
+
 import pytest
 import torch
 
+from qualitygate.errors import DeviceLost
 from qualitygate.metrics import memory
 
 LOST = [
@@ -12,6 +16,24 @@ LOST = [
     RuntimeError("CUDA error: unspecified launch failure"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
     RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    RuntimeError("CUDA driver error: an illegal memory access was encountered"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED_CUDART"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_EXECUTION_FAILED, when calling `cusolverDnDsyevd`"),
+]
+# Said of a full GPU by libraries that can't start on it, and of a lost one.
+NO_ROOM = [
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasCreate(handle)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+]
+# Said of a call that failed and of a GPU that was lost before it.
+DOUBTFUL = [
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnDsyevd`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+    RuntimeError("Error while decoding JPEG images: Failed to decode batch: 6"),
+    torch.AcceleratorError("CUDA error: unknown error"),
 ]
 SHORT = [
     MemoryError(),
@@ -19,7 +41,14 @@ SHORT = [
     torch.AcceleratorError("CUDA error: out of memory"),
     RuntimeError("backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    *NO_ROOM,
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("Error while decoding JPEG images: Failed to decode batch: 5"),
+    RuntimeError("Failed to initialize nvjpeg with hardware backend: 5"),
+    RuntimeError(
+        "Error while decoding JPEG images: CUDA out of memory. Tried to allocate 2.00 GiB (originally from "
+        'torch_call_dispatcher("aten::empty") API call failed at ops.h, line 631)'
+    ),
     RuntimeError("Triton Error [CUDA]: out of memory"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
 ]
@@ -30,6 +59,8 @@ OTHERS = [
     torch.AcceleratorError("CUDA error: invalid configuration argument"),
     torch.AcceleratorError("CUDA error: too many resources requested for launch"),
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"),
+    RuntimeError("Error while decoding JPEG images: Failed to decode batch: 3"),
+    RuntimeError("Error while decoding JPEG images: Failed to synchronize CUDA stream: 5"),
 ]
 
 
@@ -72,3 +103,53 @@ def test_what_was_raised_from_none_stands_for_itself() -> None:
     assert memory.is_out_of_memory(error)
     error.__suppress_context__ = True
     assert not memory.is_out_of_memory(error)
+
+
+# ---- where there is a GPU to ask -------------------------------------------------------------------------
+
+
+def raising(error: Exception) -> Callable[[], NoReturn]:
+    def synchronise() -> NoReturn:
+        raise error
+
+    return synchronise
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Gives this process a GPU in use, which does this when it is waited for."""
+
+    def in_use(synchronise: Callable[[], None]) -> None:
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronise)
+
+    return in_use
+
+
+@pytest.mark.parametrize("error", [*DOUBTFUL, *NO_ROOM, wrapped(DOUBTFUL[0], said_so=True)])
+def test_a_gpu_that_does_not_answer_is_lost_whatever_noticed_it_first(error, gpu) -> None:
+    gpu(raising(torch.AcceleratorError("CUDA error: an illegal memory access was encountered")))
+    assert memory.is_device_lost(error)
+    assert not memory.is_out_of_memory(error)
+    with pytest.raises(DeviceLost, match="noticed by niqe"), memory.telling_of_a_lost_gpu("niqe"):
+        raise error
+
+
+@pytest.mark.parametrize(("errors", "short"), [(DOUBTFUL, False), (NO_ROOM, True)])
+def test_a_gpu_that_answers_is_not_lost(errors, short, gpu) -> None:
+    gpu(lambda: None)
+    for error in errors:
+        assert not memory.is_device_lost(error), error
+        assert memory.is_out_of_memory(error) == short, error
+
+
+def test_a_gpu_that_has_no_memory_to_answer_with_is_not_lost(gpu) -> None:
+    gpu(raising(torch.AcceleratorError("CUDA error: out of memory")))
+    assert not memory.is_device_lost(DOUBTFUL[0])
+
+
+@pytest.mark.parametrize(("error", "lost"), [(LOST[0], True), (SHORT[1], False), (OTHERS[0], False)])
+def test_what_speaks_for_itself_waits_for_no_gpu(error, lost, gpu) -> None:
+    gpu(lambda: pytest.fail("waited for the GPU"))
+    assert memory.is_device_lost(error) == lost
+    assert memory.is_out_of_memory(error) == (error is SHORT[1])

@@ -302,6 +302,39 @@ def test_a_gpu_too_full_for_a_photograph_leaves_it_for_another_try(
     assert "no memory on the GPU" in found[1]["error_message"]
 
 
+def test_nvjpeg_without_memory_of_its_own_leaves_the_photograph_for_another_try(scorer_of: Any) -> None:
+    """torchvision passes on its ALLOCATOR_FAILURE as a number; the strict pixels' score would be another."""
+
+    def full(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        if any(len(one) > 20_000 for one in tensors):
+            raise RuntimeError("Error while decoding JPEG images: Failed to decode batch: 5")
+        return by_torchvisions_cpu(tensors)
+
+    found = rows_of(scorer_of(full, ("lapm",)), [encode(SMALL, "JPEG"), encode(ASTRONAUT, "JPEG")])
+    assert [row["status"] for row in found] == ["ok", "error"]
+    assert (found[1]["lapm"], found[1]["lapm_state"]) == (None, "failed:out_of_memory")
+
+
+def test_a_gpu_that_nvjpeg_finds_lost_is_lost(scorer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says no more than that its call failed: the GPU says the rest."""
+
+    def failing(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        if any(len(one) > 20_000 for one in tensors):
+            raise RuntimeError("Error while decoding JPEG images: Failed to decode batch: 6")
+        return by_torchvisions_cpu(tensors)
+
+    def gone() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    scorer = scorer_of(failing, ("lapm",))
+    files = [encode(SMALL, "JPEG"), encode(ASTRONAUT, "JPEG")]
+    assert [row["status"] for row in rows_of(scorer, files)] == ["ok", "ok"], "the file's own: decoded strictly"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", gone)
+    with pytest.raises(DeviceLost, match="noticed by nvJPEG"):
+        rows_of(scorer, files)
+
+
 def test_whatever_it_raises_loses_no_photograph(scorer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = scorer_of(by_torchvisions_cpu, ("lapm",))
     monkeypatch.setattr(nvjpeg.GpuDecoder, "__call__", lambda *_: (_ for _ in ()).throw(KeyError("a bug")))

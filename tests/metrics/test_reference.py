@@ -127,3 +127,34 @@ def test_a_large_grey_photograph_is_one_number(stock):
     for scorer in stock.values():
         (score,) = scorer([Photograph(pixels)])
         assert isinstance(score, float)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("CUDA driver error: out of memory"), ErrorCode.OUT_OF_MEMORY),
+        (MemoryError(), ErrorCode.OUT_OF_MEMORY),
+        (RuntimeError("The size of tensor a must match"), ErrorCode.NON_FINITE),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+    ],
+)
+@pytest.mark.parametrize("network", [False, True])
+def test_what_it_raises_is_short_memory_a_lost_gpu_or_the_photographs_own(error, code, network):
+    import torch
+
+    def stock(pixels: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    photograph = Photograph(np.random.default_rng(0).integers(0, 256, (120, 120, 3), np.uint8))
+
+    def score():
+        if network:
+            return reference._network_score(stock, photograph, "cpu")
+        return reference._score(stock, photograph, "cpu", 96)
+
+    if code is None:
+        # Not a photograph's failure: whoever asked has to tell of the GPU.
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            score()
+    else:
+        assert score().code is code

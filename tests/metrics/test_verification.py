@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+import torch
 
 import qualitygate
 from qualitygate import cli
@@ -17,7 +18,7 @@ from qualitygate.cluster import planning
 from qualitygate.config import ScoreConfig, VerifyConfig
 from qualitygate.errors import ConfigurationError, DeviceLost, ErrorCode, Failure
 from qualitygate.images.decode import DecodePolicy
-from qualitygate.metrics import Execution, Parameters, comparison, hyperiqa, verification
+from qualitygate.metrics import REFERENCE, Execution, Parameters, comparison, compiling, hyperiqa, verification
 from qualitygate.metrics.rows import Plan, RowScorer
 
 UNTRAINED = Parameters(untrained=True)
@@ -250,6 +251,44 @@ def test_a_run_goes_by_the_file(tmp_path: Path) -> None:
         planning.plan_scores(
             scoring(tmp_path, device="cuda", backend="pyiqa").model_copy(update={"metrics": ("brisque",)})
         )
+
+
+@pytest.mark.parametrize(("fails", "passed"), [(False, True), (True, False)])
+def test_a_network_whose_compiled_way_ran_interpreted_does_not_pass(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool, passed: bool
+) -> None:
+    """The scorers stand in for a network's, loaded for a GPU; the compiled one is torch's, by a backend of the test."""
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        if fails:
+            raise RuntimeError("no compiler here")
+        return graph
+
+    def load(metric: Any, execution: Execution) -> Any:
+        def mean(pixels: torch.Tensor) -> torch.Tensor:
+            return pixels.double().mean()
+
+        if execution.compiled:
+            mean = compiling.Compiled(mean, metric.name, dynamic=False, backend=backend)  # type: ignore[arg-type, assignment]
+        return lambda photographs: [float(mean(torch.from_numpy(one.rgb))) for one in photographs]
+
+    def select(names: Any, *, parameters: Any, execution: Execution = REFERENCE) -> Any:
+        found = real(names, parameters=parameters, execution=execution)
+        return [dataclasses.replace(one, load=lambda _, one=one: load(one, execution)) for one in found]
+
+    real = verification.select
+    torch._dynamo.reset()
+    monkeypatch.setattr(comparison, "FEWEST", 8)
+    monkeypatch.setattr(verification, "select", select)
+    monkeypatch.setattr(verification, "_device", lambda _: ("cuda", "a GPU"))
+    monkeypatch.setenv(compiling.CACHE_VARIABLE, str(tmp_path / "compiled"))
+    place = str(tmp_path / "p.json")
+    config = VerifyConfig(input=str(folder), output=place, metrics=("hyperiqa",), untrained=True)
+    (verdict,) = verification.run(config).metrics
+    assert verdict.passed == passed
+    if fails:
+        assert str(verdict.reason).startswith("it was verified interpreted only, because compiled it failed (")
+        assert "no compiler here" in str(verdict.reason)
 
 
 def test_long_runs_on_gpus_are_compiled() -> None:
