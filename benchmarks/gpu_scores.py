@@ -4,9 +4,11 @@
     python benchmarks/gpu_scores.py --input PHOTOS/   agreement on your own photographs instead of made-up ones
     python benchmarks/gpu_scores.py --quick           tiny, on a CPU: does the script itself run?
 
-Prints Markdown tables, row by row as they are measured: memory on mixed sizes first, what compiles last; what the time
-doesn't suffice for is a dash. Needs torch, timm, OpenCV, numpy, scipy and PyYAML; PyWavelets for WAVS; pyiqa for the
-other side. Neither Ray nor Delta Lake is imported.
+Prints Markdown tables, row by row as they are measured: memory on mixed sizes first, what compiles last. What the time
+doesn't suffice for is a dash; where photographs fail, how many and why stands in the rate's place. What is absent is
+said before anything is measured. Needs torch, timm, OpenCV, numpy, scipy and PyYAML; PyWavelets for WAVS; pyiqa for the
+other side, with its dependencies or, as a wheel alone, with what stand_ins.py has in their place. Neither Ray nor Delta
+Lake is imported.
 
 Networks get seeded random parameters: the same work, meaningless scores. Photographs are decoded pixels in the CPU's
 memory; their upload counts, decoding doesn't but in a table of its own. Rates are photographs a second, the best of the
@@ -19,6 +21,7 @@ import importlib.metadata
 import importlib.util
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,9 +30,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import stand_ins
 import torch
 
-from qualitygate.errors import ConfigurationError, Failure
+from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.decode import DecodePolicy, decode, for_a_gpu
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import (
@@ -132,36 +136,63 @@ def synchronise(device: Device) -> None:
         torch.cuda.synchronize()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """The best rate, in photographs a second; how long the first run took, which isn't counted; GiB at the peak."""
+    """How fast something ran.
+
+    best: photographs a second; None where there was no time, or where any of them failed.
+    first_s: of the first run, which isn't counted.
+    peak: GiB of the GPU's memory that torch held at most.
+    failed: of how many photographs how many failed in the worst run, and why the first did.
+    """
 
     best: float | None = None
     first_s: float = 0.0
     peak: float | None = None
+    failed: str | None = None
+
+    @property
+    def cell(self) -> str:
+        """As it stands in a table."""
+        return self.failed or shown(self.best)
 
 
-def measure(run: Callable[[], Any], photographs: int, device: Device, clock: Clock, seconds: float) -> Rate:
-    """Runs for some seconds; nothing when there is no time left."""
+def failures(found: object) -> list[Failure]:
+    """One for each photograph that has any; found: scores or pictures by scorer and photograph, or anything else."""
+    if not isinstance(found, list):
+        return []
+    by_photograph = ([one for one in of_one if isinstance(one, Failure)] for of_one in zip(*found, strict=True))
+    return [failed[0] for failed in by_photograph if failed]
+
+
+def measure(run: Callable[[], object], photographs: int, device: Device, clock: Clock, seconds: float) -> Rate:
+    """Runs for some seconds; nothing when there is no time left. What fails is no rate, however fast it does."""
     if clock.left() <= 0:
         return Rate()
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
+    worst: list[Failure] = []
+
     def timed() -> float:
+        nonlocal worst
         synchronise(device)
         begin = time.perf_counter()
-        run()
+        found = run()
         synchronise(device)
-        return time.perf_counter() - begin
+        took = time.perf_counter() - begin
+        worst = max(worst, failures(found), key=len)
+        return took
 
     first = timed()
     least, start = timed(), time.perf_counter()
     while time.perf_counter() - start < seconds and clock.left() > 0:
         least = min(least, timed())
     peak = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else None
-    return Rate(photographs / least, first, peak)
+    if worst:
+        return Rate(first_s=first, peak=peak, failed=f"{len(worst)} of {photographs} failed: {worst[0].code}")
+    return Rate(best=photographs / least, first_s=first, peak=peak)
 
 
 def ours(scorers: Sequence[Scorer], rgbs: Sequence[np.ndarray]) -> list[list[Score]]:
@@ -203,40 +234,52 @@ def work(scorer: Scorer, size: Size) -> float | None:
 
     try:
         with FlopCounterMode(display=False) as counter:
-            scorer([Photograph(made_up(size, 0))])
+            (score,) = scorer([Photograph(made_up(size, 0))])
+        if isinstance(score, Failure):
+            raise RuntimeError(score.message)
     except Exception as error:
+        # Not among the rows of a table that is being printed.
         print(f"(work can't be counted: {error})", file=sys.stderr)
         return None
     return counter.get_total_flops() / 1e12
 
 
 class Stock:
-    """pyiqa's implementations with our parameters, one photograph at a time or several of one size."""
+    """pyiqa's implementations with our parameters, one photograph at a time or several of one size.
 
-    def __init__(self, device: Device) -> None:
-        import tempfile
+    Made on the CPU, so that what it lacks is known before anything is timed and its memory counts for nothing else;
+    `move` takes them to where they run.
+    stood_in: modules that pyiqa imports and that are absent here; see stand_ins.py.
+    """
 
-        import pyiqa
-
-        self._device = device
+    def __init__(self) -> None:
+        self._device: Device = "cpu"
         self._networks: dict[str, Any] = {}
-        with tempfile.TemporaryDirectory() as folder:
+        with stand_ins.for_pyiqa() as self.stood_in, tempfile.TemporaryDirectory() as folder:
+            import pyiqa
+
             for name, write in (("brisque", reference._write_brisque), ("niqe", reference._write_niqe)):
                 path = write(Path(folder))
-                metric = pyiqa.create_metric(name, device=device, pretrained_model_path=str(path))
+                metric = pyiqa.create_metric(name, device="cpu", pretrained_model_path=str(path))
                 self._networks[name] = metric.net
-        for name in NETWORKS:
-            network = networks.NETWORKS[name]
-            stock = reference._build(network)
-            stock.load_state_dict(networks.state_dict(network, UNTRAINED), strict=True)
-            self._networks[name] = stock.to(device).eval()
+            for name in NETWORKS:
+                network = networks.NETWORKS[name]
+                stock = reference._build(network)
+                stock.load_state_dict(networks.state_dict(network, UNTRAINED), strict=True)
+                self._networks[name] = stock.eval()
+
+    def move(self, device: Device) -> None:
+        """All of them to the device."""
+        self._device = device
+        for network in self._networks.values():
+            network.to(device)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._networks)
 
     def run(self, name: str, rgbs: Sequence[np.ndarray], batch: int) -> None:
-        """Networks in several at once compute in half precision by autocast, as their users would."""
+        """Keeps no score. Networks take several at once in half precision by autocast, as their users would."""
         network = self._networks[name]
         halved = batch > 1 and name in NETWORKS and self._device == "cuda"
         with torch.inference_mode(), torch.autocast(self._device, torch.float16, enabled=halved):
@@ -296,18 +339,23 @@ class References:
     """pyiqa's side, if it can be had: its rates one at a time and batched, each metric's measured when it is asked."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
+        """Says what of it is absent."""
         self._settings, self._clock = settings, clock
         self._stock: Stock | None = None
         reason = reference.unavailable() if settings.with_reference else "--no-reference"
         if reason is None:
             try:
-                self._stock = Stock(settings.device)
+                self._stock = Stock()
             except Exception as error:
                 reason = f"pyiqa can't be used here: {type(error).__name__}: {error}"
         if reason is not None:
-            say(f"\nWithout the other side: {reason}")
-        self._rgbs = pictures([(settings.side, settings.side)] * settings.few)
+            say(f"\nWithout the other side: {reason}. Its columns and `ratio` will be dashes.")
+        elif self._stock and self._stock.stood_in:
+            said = " and ".join(self._stock.stood_in)
+            say(f"\npyiqa imports {said}, absent here: benchmarks/stand_ins.py stands in, to the same scores.")
+        self._rgbs: list[np.ndarray] = []
         self._found: dict[str, tuple[float | None, float | None]] = {}
+        self._missing: list[str] = []
 
     def rates(self, members: Sequence[str]) -> tuple[float | None, float | None]:
         """Of these metrics, one after another: one photograph at a time, and batched."""
@@ -315,11 +363,16 @@ class References:
         return together([single for single, _ in known]), together([batched for _, batched in known])
 
     def forget(self) -> None:
-        """Give its memory back; what was measured stays known."""
+        """Give its memory back and say what couldn't be measured; what was stays known."""
         self._stock = None
+        if self._missing:
+            say(f"\npyiqa failed: {'; '.join(self._missing)}.")
 
     def _measured(self, name: str) -> tuple[float | None, float | None]:
-        if name not in self._found and self._stock is not None:
+        if name not in self._found and self._stock is not None and self._clock.left() > 0:
+            if not self._rgbs:
+                self._stock.move(self._settings.device)
+                self._rgbs = pictures([(self._settings.side, self._settings.side)] * self._settings.few)
             most = min(16 if name in NETWORKS else 8, self._settings.few)
             self._found[name] = (self._rate(self._stock, name, 1), self._rate(self._stock, name, most))
         return self._found.get(name, (None, None))
@@ -329,7 +382,8 @@ class References:
         try:
             return measure(run, len(self._rgbs), self._settings.device, self._clock, self._settings.seconds).best
         except Exception as error:
-            print(f"(pyiqa's {name} in {batch}: {type(error).__name__}: {error})", file=sys.stderr)
+            said = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+            self._missing.append(f"{name} in {batch}: {said}")
             return None
 
 
@@ -348,28 +402,29 @@ def rates_table(
 ) -> None:
     """Metric by metric at one size, beside pyiqa; a row is printed once it is measured."""
     size = (settings.side, settings.side)
-    rgbs = pictures([size] * settings.count)
+    rgbs = pictures([size] * settings.count) if clock.left() > 0 else []
     titles = [way.title for way in ways]
     say(f"\n{settings.side} x {settings.side}, {' and '.join(titles)}, photographs a second:")
     table(["metric", "pyiqa, one at a time", "pyiqa, batched", *titles, "ratio", "TFLOP", "of the rate"])
     first_runs: dict[str, float] = {}
     for members in columns_of(settings.names):
         title = " + ".join(members)
-        measured: list[float | None] = []
+        measured: list[Rate] = []
         for way in ways:
             few = rgbs[: settings.few] if way is EXACT and "maniqa" in members else rgbs
             run = functools.partial(ours, [loaded[way.title][name] for name in members], few)
             rate = measure(run, len(few), settings.device, clock, settings.seconds)
-            measured.append(rate.best)
+            measured.append(rate)
             if way.compiled and rate.best and len(members) == 1:
                 first_runs[title] = rate.first_s
         counted = title in NETWORKS and clock.left() > 0
         total = work(loaded[EXACT.title][title], size) if counted else None
         single, batched = references.rates(members)
-        best = max((rate for rate in measured if rate), default=None)
+        best = max((rate.best for rate in measured if rate.best), default=None)
         ratio = f"{best / single:.1f}" if best and single else "-"
         share = f"{best * total / half_rate:.0%}" if best and total else "-"
-        cells = [named(title), *map(shown, (single, batched, *measured)), ratio, shown(total), share]
+        cells = [named(title), shown(single), shown(batched), *(rate.cell for rate in measured)]
+        cells += [ratio, shown(total), share]
         say("| " + " | ".join(cells) + " |")
     if first_runs:
         told = ", ".join(f"{name} {shown(seconds)}" for name, seconds in first_runs.items())
@@ -399,12 +454,13 @@ def sizes_table(
     say(f"\nSizes, {way.title}, photographs a second (GiB of GPU memory at the peak):")
     table(["size", *(named(" + ".join(column)) for column in columns)])
     for title, size in sizes.items():
-        rgbs = pictures(size)
+        # Large pictures take seconds to make: none where there is no time to score them.
+        rgbs = pictures(size) if clock.left() > 0 else []
         cells = []
         for column in columns:
             run = functools.partial(ours, [loaded[name] for name in column], rgbs)
             rate = measure(run, len(rgbs), settings.device, clock, settings.seconds / 2)
-            cells.append(f"{shown(rate.best)} ({shown(rate.peak)})" if rate.best else "-")
+            cells.append(f"{rate.cell} ({shown(rate.peak)})" if rate.best or rate.failed else "-")
         say("| " + " | ".join([title, *cells]) + " |")
 
 
@@ -451,6 +507,9 @@ def decode_table(settings: Settings, loaded: dict[str, Scorer], clock: Clock) ->
     if importlib.util.find_spec("torchvision") is None:
         say("\nWithout decoding: torchvision, which has nvJPEG, is absent.")
         return
+    if clock.left() <= 0:
+        say("\nWithout decoding: no time is left.")
+        return
     options = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
     size = (settings.side, settings.side)
     rgbs = pictures([size] * min(settings.count, 2 * AT_ONCE))
@@ -470,11 +529,13 @@ def decode_table(settings: Settings, loaded: dict[str, Scorer], clock: Clock) ->
         return
     policy = DecodePolicy(decoder="nvjpeg")
 
-    def on_the_gpu() -> list[Photograph | None]:
-        found: list[Photograph | None] = []
+    def on_the_gpu() -> list[Photograph | Failure]:
+        found: list[Photograph | Failure] = []
         for begin in range(0, len(files), AT_ONCE):
             plain = [for_a_gpu(file, policy) for file in files[begin : begin + AT_ONCE]]
-            found += decoder([one for one in plain if one])
+            decoded = decoder([one for one in plain if one])
+            # Left to the strict decoder in a job: here that would be the other row's rate.
+            found += [one or Failure(ErrorCode.UNDECODABLE, "nvJPEG refuses it") for one in decoded]
         return found
 
     kilobytes = sum(map(len, files)) / len(files) / 1024
@@ -482,16 +543,20 @@ def decode_table(settings: Settings, loaded: dict[str, Scorer], clock: Clock) ->
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     table(["decoder", "rate", "to one core"])
-    core = measure(on_a_core, len(files), settings.device, clock, settings.seconds).best
+    core = measure(lambda: [on_a_core()], len(files), settings.device, clock, settings.seconds)
     cv2.setNumThreads(threads)
-    say(f"| one CPU core, {'the strict decoder' if strict else 'OpenCV (simplejpeg is absent)'} | {shown(core)} | 1 |")
-    gpu = measure(on_the_gpu, len(files), settings.device, clock, settings.seconds).best
+    one_core = f"one CPU core, {'the strict decoder' if strict else 'OpenCV (simplejpeg is absent)'}"
+    say(f"| {one_core} | {core.cell} | {1 if core.best else '-'} |")
+    gpu = measure(lambda: [on_the_gpu()], len(files), settings.device, clock, settings.seconds)
     name = "nvJPEG, markers checked on the CPU" if settings.device == "cuda" else "torchvision on the CPU in its place"
-    say(f"| {name} | {shown(gpu)} | {shown(gpu / core if gpu and core else None)} |")
+    say(f"| {name} | {gpu.cell} | {shown(gpu.best / core.best if gpu.best and core.best else None)} |")
     if clock.left() <= 0:
         return
-    exact, others = on_a_core(), on_the_gpu()
-    pairs = [(one, other) for one, other in zip(exact, others, strict=True) if other is not None]
+    both = zip(on_a_core(), on_the_gpu(), strict=True)
+    pairs = [(one, other) for one, other in both if not isinstance(other, Failure)]
+    if not pairs:
+        say("\nBetween the two: nothing to compare, because none was decoded by both.")
+        return
     gaps = [np.abs(one.rgb.astype(int) - other.rgb) for one, other in pairs]
     said = [f"pixels {max(gap.max() for gap in gaps)} levels at most, {np.mean([gap.mean() for gap in gaps]):.3f} mean"]
     for name in (name for name in settings.names if name not in NETWORKS):
@@ -623,6 +688,7 @@ def main() -> None:
     if arguments.quick:
         say("\n**Quick: tiny photographs on a CPU. These figures say nothing.**")
     settings = settings_of(arguments, device)
+    references = References(settings, clock)
     rates = matrix_rates(device, 256 if arguments.quick else 8192)
     said = ", ".join(f"{name} {shown(rate)}" for name, rate in rates.items())
     say(f"\nDense products, TFLOP/s: {said} (float32 without TF32). Shares below are of float16's.")
@@ -630,7 +696,6 @@ def main() -> None:
     loaded = {way.title: load(settings.names, way, device) for way in ways}
     # What compiles comes last: it takes minutes, and a run that is cut short has the rest. Memory on mixed sizes first.
     sizes_table(settings, settings.sizes, loaded[FAST.title], FAST, clock.part(SHARE_OF_SIZES))
-    references = References(settings, clock)
     rates_table(settings, (EXACT, FAST), loaded, references, clock, rates["float16"])
     references.forget()
     decode_table(settings, loaded[EXACT.title], clock)

@@ -74,6 +74,17 @@ def rejected(vote: Vote, row: Row) -> bool:
     return low >= vote.votes_needed
 
 
+def hardware(device: Device) -> str:
+    """The name of what computes; beside a GPU, of the processor that feeds it."""
+    if device == "cpu":
+        return processor()
+    import torch
+
+    facts = torch.cuda.get_device_properties(torch.cuda.current_device())
+    gpu = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    return f"{gpu}; {processor()}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=40, help="photographs (40)")
@@ -98,7 +109,7 @@ def main() -> None:
                 raise SystemExit(f"{name}: another decision than the full vote's")
     asked = sum(row["musiq"] is not None for row in found)
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"{processor() if device == 'cpu' else 'on a GPU'}. {versions()}.\n")
+    print(f"{hardware(device)}. {versions()}.\n")
     print(f"{arguments.count} photographs of {arguments.side} x {arguments.side}; MUSIQ asked for {asked} of them.\n")
     print("| the gate's three | photographs/s | ratio |\n|---|---|---|")
     for name, rate in medians.items():

@@ -6,9 +6,15 @@
     python benchmarks/memory.py --metrics lapv,niqe        some metrics
     python benchmarks/memory.py --megapixels 1,1,12        other photographs
 
-Prints a Markdown table. Each row is a process of its own, so that none inherits another's memory: the peak of its
-resident memory above what it held when the metrics were loaded, that of the GPU's memory as its driver saw it, and the
-whole. Photographs are handed over as a worker does it: 64 megapixels at most together. Networks have seeded random
+Prints a Markdown table. Each row is a process of its own, so that none inherits another's memory:
+
+- of the GPU's memory what torch held at most, which leaves out CUDA's own and its libraries' (nvJPEG's, cuDNN's);
+- what the driver says is taken at the end, all of that included: torch gives nothing back unless memory runs out. Other
+  processes on the same GPU count, too, so there should be none;
+- the peak of its resident memory, above what it held when the metrics were loaded, and the whole;
+- photographs without a score of one of the metrics: a row with such says nothing of what the others would have taken.
+
+Photographs are handed over as a worker does it: 64 megapixels at most together. Networks have seeded random
 parameters.
 """
 
@@ -41,6 +47,14 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def taken_gib() -> float:
+    """Of the GPU's memory, by all processes and for whatever, as its driver says."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 2**30
+
+
 def measure(names: list[str], megapixels: list[float], device: Any, fast: bool) -> dict[str, Any]:
     """Score all photographs in groups, as a worker does; in this process."""
     import torch
@@ -55,13 +69,19 @@ def measure(names: list[str], megapixels: list[float], device: Any, fast: bool) 
     before = peak_gib()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    begin, failures = time.perf_counter(), []
+    begin, failed = time.perf_counter(), set[int]()
+    reasons: dict[str, str] = {}
     group: list[Photograph] = []
+    first = 0  # of the group, among all
 
     def finish() -> None:
+        nonlocal first
         for name, scorer in scorers.items():
-            found = scorer(group)
-            failures.extend(f"{name}: {one.message}" for one in found if isinstance(one, Failure))
+            for number, score in enumerate(scorer(group)):
+                if isinstance(score, Failure):
+                    failed.add(first + number)
+                    reasons.setdefault(name, f"{score.code}: {score.message}")
+        first += len(group)
         group.clear()
 
     for seed, size in enumerate(megapixels):
@@ -74,8 +94,10 @@ def measure(names: list[str], megapixels: list[float], device: Any, fast: bool) 
         "loaded": before,
         "peak": peak_gib(),
         "gpu": torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else None,
+        "taken": taken_gib() if device == "cuda" else None,
         "seconds": time.perf_counter() - begin,
-        "failures": failures,
+        "failed": len(failed),
+        "reasons": reasons,
     }
 
 
@@ -108,18 +130,22 @@ def main() -> None:
 
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU ({platform.machine()})"
     print(f"{where}; torch {torch.__version__}; {len(megapixels)} photographs of {arguments.megapixels} megapixels.\n")
-    print("| metrics | GPU at the peak, GiB | process above its start, GiB | process at its peak, GiB | seconds |")
-    print("|---|---|---|---|---|", flush=True)
+    heads = ["GPU: held by torch at the peak, GiB", "GPU: taken at the end by its driver, GiB"]
+    heads += ["process above its start, GiB", "process at its peak, GiB", "seconds", "failed"]
+    print(f"| metrics | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}", flush=True)
+    reasons: dict[str, str] = {}
     for names in (tuple(arguments.metrics.split(",")),) if arguments.metrics else ROWS:
         found = measured_apart(names, arguments)
         if "error" in found:
-            print(f"| {', '.join(names)} | - | - | - | {found['error']} |", flush=True)
+            print(f"| {', '.join(names)} | - | - | - | - | - | all: {found['error']} |", flush=True)
             continue
-        gpu = "-" if found["gpu"] is None else f"{found['gpu']:.1f}"
+        gpu = ["-" if found[which] is None else f"{found[which]:.1f}" for which in ("gpu", "taken")]
         above = f"{found['peak'] - found['loaded']:.2f} | {found['peak']:.2f}"
-        print(f"| {', '.join(names)} | {gpu} | {above} | {found['seconds']:.0f} |", flush=True)
-        for failure in found["failures"]:
-            print(f"({failure})", file=sys.stderr)
+        failed = f"**{found['failed']} of {len(megapixels)}**" if found["failed"] else "0"
+        print(f"| {', '.join(names)} | {' | '.join(gpu)} | {above} | {found['seconds']:.0f} | {failed} |", flush=True)
+        reasons |= found["reasons"]
+    if reasons:
+        print(f"\nThe first failure of each: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}.")
 
 
 if __name__ == "__main__":
