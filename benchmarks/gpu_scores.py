@@ -451,7 +451,7 @@ def sizes_table(
 ) -> None:
     """Sizes against metrics, for one way, with the peak of the GPU's memory."""
     columns = columns_of(settings.names)
-    say(f"\nSizes, {way.title}, photographs a second (GiB of GPU memory at the peak):")
+    say(f"\nSizes, {way.title}, photographs a second (GiB that torch held at the peak):")
     table(["size", *(named(" + ".join(column)) for column in columns)])
     for title, size in sizes.items():
         # Large pictures take seconds to make: none where there is no time to score them.
