@@ -54,6 +54,8 @@ _SPEAKERS = (
     "cuFFT error",
     "Triton Error [CUDA]",
     "Error while decoding JPEG images",
+    "Failed to initialize nvjpeg",
+    "Failed to create nvjpeg",
 )
 # After these every further call fails, as CUDA's documentation says of all but uncorrectable memory errors, which leave
 # nothing to rely on: there is no need to ask.

@@ -33,6 +33,7 @@ DOUBTFUL = [
     RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnDsyevd`"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
     RuntimeError("Error while decoding JPEG images: Failed to decode batch: 6"),
+    RuntimeError("Failed to initialize nvjpeg with hardware backend: 1"),
     torch.AcceleratorError("CUDA error: unknown error"),
 ]
 SHORT = [
