@@ -1,7 +1,7 @@
 """The predicting worker: a Ray actor that loads the classifier once and turns manifest rows into predictions.
 
 Photographs that kill its process are found as in scoring: each batch is entered in a journal before it is begun, and
-one that comes back is done photograph by photograph.
+one that comes back is done photograph by photograph; a verdict stands until the batch is delivered.
 """
 
 import hashlib
@@ -84,7 +84,7 @@ class PredictingWorker:
             found = self._found(rows, prepared)
         if self._device.type == "cuda":
             ray.get(self._journal.worked.remote(gpu_name()))
-        ray.get(self._journal.end_batch.remote(key))
+        ray.get(self._journal.end_batch.remote(key, [row["image_id"] for row in rows] if again else []))
         return pa.Table.from_pylist(found, schema=SCHEMA)
 
     def _straight(self, rows: Sequence[Row]) -> list[Prepared]:
@@ -99,7 +99,8 @@ class PredictingWorker:
         prepared = []
         for row in rows:
             before = ray.get(self._journal.begin_image.remote(row["image_id"]))
-            if before.over_time or before.times >= _STARTS_THAT_CONVICT:
+            convicted = before.over_time or before.times >= _STARTS_THAT_CONVICT
+            if convicted:
                 why = (
                     f"took longer than {_IMAGE_TIMEOUT_S:g} s"
                     if before.over_time
@@ -109,7 +110,7 @@ class PredictingWorker:
             else:
                 with self._watchdog.watching([row["image_id"]]):
                     prepared += prepare([row], self._task.image_size, self._task.access)
-            ray.get(self._journal.end_image.remote(row["image_id"]))
+            ray.get(self._journal.end_image.remote(row["image_id"], before if convicted else None))
         return prepared
 
     def _report_over_time(self, image_ids: Sequence[str], in_networks: bool) -> None:

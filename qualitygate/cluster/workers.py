@@ -3,7 +3,8 @@
 A photograph that kills its process can't report it. So each batch is entered in a journal before it is
 scored. A batch that comes back once, because the worker that had it died, is scored as before: a machine was lost,
 most likely. Only photographs under suspicion, and all of a batch that comes back again, are scored with care: each is
-entered by itself, and one that was begun twice and never finished gets the row that says so.
+entered by itself, and one that was begun twice and never finished gets the row that says so. That verdict stands until
+the batch is delivered, which may come back over another photograph.
 """
 
 import hashlib
@@ -79,9 +80,11 @@ class CrashJournal:
         self._batches[key] = self._batches.get(key, 0) + 1
         return self._batches[key]
 
-    def end_batch(self, key: str) -> None:
-        """The batch is done; nothing of it need be remembered."""
+    def end_batch(self, key: str, image_ids: Sequence[str] = ()) -> None:
+        """The batch is done; nothing of it need be remembered, nor of its photographs, where any were entered."""
         self._batches.pop(key, None)
+        for image_id in image_ids:
+            self._images.pop(image_id, None)
 
     def begin_image(self, image_id: str) -> "Begun":
         """How it went before, when it was begun and not finished."""
@@ -93,9 +96,16 @@ class CrashJournal:
         """It has been read and its formulas are done: what happens now is due to a network."""
         self._images[image_id] = replace(self._images[image_id], in_networks=True)
 
-    def end_image(self, image_id: str) -> None:
-        """The photograph has its row."""
-        self._images.pop(image_id, None)
+    def end_image(self, image_id: str, convicted: "Begun | None" = None) -> None:
+        """The photograph has its row.
+
+        convicted: by what it got the row of a failure. That is kept for when its batch comes back over another one:
+        found out anew each time, photographs that kill would multiply their deaths instead of adding them.
+        """
+        if convicted is None:
+            self._images.pop(image_id, None)
+        else:
+            self._images[image_id] = convicted
 
     def took_too_long(self, image_ids: Sequence[str], *, in_networks: bool = False) -> None:
         """The worker is about to end itself because of this photograph, or one of these; in_networks: they had it."""
@@ -184,7 +194,9 @@ class ScoringWorker:
             if self._lost is not None:
                 raise self._lost
             rows = self._rows(requests, times_begun)
-        ray.get(self._journal.end_batch.remote(key))
+        # Of what came at once nothing was entered but the batch itself.
+        entered = [request.image_id for request in requests] if times_begun > 1 else []
+        ray.get(self._journal.end_batch.remote(key, entered))
         for row, request in zip(rows, requests, strict=True):
             row[REPLACES] = request.previous is not None
         if rows:
@@ -263,12 +275,12 @@ class ScoringWorker:
             self._warm_up()
         for request in requests:
             before = ray.get(self._journal.begin_image.remote(request.image_id))
-            rows.append(self._one_with_care(request, before))
-            ray.get(self._journal.end_image.remote(request.image_id))
+            convicted = self._conviction(before)
+            rows.append(self._one_with_care(request, before, convicted))
+            ray.get(self._journal.end_image.remote(request.image_id, before if convicted else None))
         return rows
 
-    def _one_with_care(self, request: Request, before: Begun) -> Row:
-        convicted = self._conviction(before)
+    def _one_with_care(self, request: Request, before: Begun, convicted: Failure | None) -> Row:
         if convicted and not before.in_networks:
             return self._scorer.failed_row(request, convicted)
         # Outside the watch: a store that is away for a while is no photograph that takes too long.
