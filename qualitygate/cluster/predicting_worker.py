@@ -16,9 +16,10 @@ import ray
 import torch
 
 from qualitygate import logs
-from qualitygate.cluster.workers import Watchdog, ending_with_its_gpu, gpu_name
-from qualitygate.errors import ErrorCode, Failure
+from qualitygate.cluster.workers import Watchdog, end_if_lost, ending_with_its_gpu, finds_its_gpu, gpu_name
+from qualitygate.errors import DeviceLost, ErrorCode, Failure
 from qualitygate.metrics.memory import telling_of_a_lost_gpu
+from qualitygate.metrics.starting import starting_on_a_gpu
 from qualitygate.tables import storage
 from qualitygate.training import loop, models
 from qualitygate.training.data import Prepared, prepare
@@ -69,13 +70,22 @@ class PredictingWorker:
         self._task = task
         self._journal = journal
         self._watchdog = Watchdog(_IMAGE_TIMEOUT_S, self._report_over_time)
-        self._device = torch.device("cuda" if task.on_gpu and torch.cuda.is_available() else "cpu")
         tensors = {name: torch.tensor(value) for name, value in ray.get(state).items()}
         model = models.build(task.architecture, len(task.classes), image_size=task.image_size, state=tensors)
-        with telling_of_a_lost_gpu("the classifier's load"):
-            self._model = model.to(self._device)
+        self._device = torch.device("cpu")
+        self._lost: DeviceLost | None = None
+        try:
+            if task.on_gpu and finds_its_gpu(journal):
+                self._device = torch.device("cuda")
+                with starting_on_a_gpu("the classifier's load"):
+                    model = model.to(self._device)
+        except DeviceLost as error:
+            # For the first task to end over.
+            self._lost = error
+        self._model = model
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        end_if_lost(self._lost, self._journal)
         rows = batch.to_pylist()
         key = hashlib.sha1("\0".join(row["image_id"] for row in rows).encode()).hexdigest()
         again = ray.get(self._journal.begin_batch.remote(key)) > 1

@@ -186,22 +186,24 @@ class RowScorer:
     """Scorers of one plan, loaded once, and the rows that they make.
 
     Raises ConfigurationError where half precision was verified on another model of GPU than this process has, and where
-    its GPU is to decode JPEGs and can't; DeviceLost, and its methods nothing else, once this process can't use its GPU
-    any more.
+    its GPU is to decode JPEGs and can't; DeviceLost where its GPU can't be used or has no room for the metrics, and, as
+    the only error of its methods, once the GPU is lost.
     `seconds` adds up the time spent by stage (`fetch`, `decode`, each metric) since the last `take_seconds`.
     """
 
     def __init__(self, plan: Plan, *, run_id: str) -> None:
+        self._plan = plan
+        self._run_id = run_id
         if plan.device == "cuda" and plan.execution.fast:
             import torch
 
-            check_gpu(plan.execution, torch.cuda.get_device_name())
-        self._plan = plan
-        self._run_id = run_id
+            with self._starting("its model's name"):
+                model = torch.cuda.get_device_name()
+            check_gpu(plan.execution, model)
         self._metrics = plan.selected()
         self._scorers: dict[str, Scorer] = {}
         for metric in self._metrics:
-            with self._telling(f"{metric.name}'s load"):
+            with self._starting(f"{metric.name}'s load"):
                 self._scorers[metric.name] = metric.load(plan.device)
         self._on_gpu: GpuDecoder | None = None
         if plan.device == "cuda" and plan.policy.decoder == "nvjpeg":
@@ -493,6 +495,14 @@ class RowScorer:
         else:
             return [_finite(metric, score) for score in found]
         return [score for photograph in photographs for score in self._scores(metric, [photograph])]
+
+    def _starting(self, during: str) -> AbstractContextManager[None]:
+        """Raises DeviceLost where the GPU can't be used before anything is scored; a CPU's errors are what they are."""
+        if self._plan.device != "cuda":
+            return nullcontext()
+        from qualitygate.metrics.starting import starting_on_a_gpu
+
+        return starting_on_a_gpu(during)
 
     def _telling(self, during: str) -> AbstractContextManager[None]:
         """Raises DeviceLost where the GPU is lost inside; a CPU has none to lose."""
