@@ -213,7 +213,7 @@ def test_a_torchvision_without_nvjpeg_is_told_at_the_start() -> None:
     ("error", "told"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), r"^no memory for nvJPEG's start"),
-        (RuntimeError("CUDA error: initialization error"), r"lost its GPU, as noticed by nvJPEG's start"),
+        (RuntimeError("CUDA error: initialization error"), r"its GPU, as noticed by nvJPEG's start"),
     ],
 )
 def test_a_gpu_that_fails_at_the_start_is_no_torchvision_without_nvjpeg(error: Exception, told: str) -> None:
