@@ -299,6 +299,21 @@ def test_what_nvjpeg_raises_on_is_decoded_strictly_in_its_place(scorer_of: Any) 
     assert found[2]["lapm_state"] == "failed:truncated"
 
 
+def test_a_score_from_before_stays_where_the_gpu_is_too_full_to_decode(
+    scorer_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    data = storage.Fetched(data=encode(ASTRONAUT, "JPEG"), etag=None)
+    (before,) = rows_of(scorer_of(by_torchvisions_cpu, ("lapm",)), [data.data])
+    scorer = scorer_of(by_torchvisions_cpu, ("lapm", "niqe"))
+    monkeypatch.setattr(nvjpeg, "upright", full)
+    complete = dict.fromkeys(("make", "model", "captured_at", "error_code", "error_message")) | before
+    row = scorer.row(Request(image_id="0", uri=None, previous=complete), data)
+    assert (row["status"], row["lapm"], row["niqe_state"]) == ("partial", before["lapm"], "failed:out_of_memory")
+
+
 def test_a_gpu_too_full_for_a_photograph_leaves_it_for_another_try(
     scorer_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,21 +331,6 @@ def test_a_gpu_too_full_for_a_photograph_leaves_it_for_another_try(
     assert [row["status"] for row in found] == ["ok", "error", "ok"]
     assert (found[1]["error_code"], found[1]["lapm_state"]) == ("out_of_memory", "failed:out_of_memory")
     assert "no memory on the GPU" in found[1]["error_message"]
-
-
-def test_a_score_from_before_stays_where_the_gpu_is_too_full_to_decode(
-    scorer_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    data = storage.Fetched(data=encode(ASTRONAUT, "JPEG"), etag=None)
-    (before,) = rows_of(scorer_of(by_torchvisions_cpu, ("lapm",)), [data.data])
-    scorer = scorer_of(by_torchvisions_cpu, ("lapm", "niqe"))
-    monkeypatch.setattr(nvjpeg, "upright", full)
-    complete = dict.fromkeys(("make", "model", "captured_at", "error_code", "error_message")) | before
-    row = scorer.row(Request(image_id="0", uri=None, previous=complete), data)
-    assert (row["status"], row["lapm"], row["niqe_state"]) == ("partial", before["lapm"], "failed:out_of_memory")
 
 
 def test_whatever_it_raises_loses_no_photograph(scorer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
