@@ -1,6 +1,7 @@
 """The command line: one function a verb, no logic of its own."""
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -46,6 +47,7 @@ from qualitygate.errors import (
     RunsFailed,
 )
 from qualitygate.report import progress as progress_bars
+from qualitygate.tables import uris
 
 # Typer carries its own copy of click, whose base class of usage errors has no public name.
 UsageError: Any = typer.BadParameter.__mro__[2]
@@ -106,6 +108,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped", "Interrupted", 130)
     except Exception as error:
+        if full := _full_disk(error):
+            message = f"{full}; what was published before stays: make room and run the same command again"
+            _fail(message, type(error).__name__, QualityGateError.exit_code)
         if logs.form() == logs.TEXT:
             raise
         logger.critical("%s", error, exc_info=True)
@@ -114,6 +119,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if logs.form() == logs.JSON:
         logs.write("ended", "done" if code == 0 else "ended", exit_code=code)
     sys.exit(code)
+
+
+def _full_disk(error: BaseException | None) -> str | None:
+    """The line of an error, or of what it comes from, that says that a disk or a quota is full; None without one.
+
+    By its text too: Delta Lake's and DuckDB's errors carry no number.
+    """
+    signs = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+    while error is not None:
+        for line in str(error).splitlines():
+            if any(sign in line for sign in signs):
+                return " ".join(uris.redact(line).split())[:300]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _fail(message: str, kind: str, code: int, *, at_once: bool = False) -> NoReturn:

@@ -131,7 +131,13 @@ class DeviceLost(QualityGateError):
     """CUDA has failed in a way that leaves this process without its GPU, whatever it is asked for next.
 
     A job's worker ends itself over it and is started again; in process only starting again helps.
+
+    full: at its start, for want of memory, which may be free the next time.
     """
+
+    def __init__(self, message: str, *, full: bool = False) -> None:
+        super().__init__(message)
+        self.full = full
 
 
 class ImageError(QualityGateError):

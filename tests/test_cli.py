@@ -1,6 +1,8 @@
 """The command line: one line and exit code 2 for what is wrong, and nothing overwritten."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from qualitygate import cli
 from qualitygate.config import ScoreConfig, load
 from qualitygate.errors import ConfigurationError, ErrorCode
+from qualitygate.tables import scores
 
 
 def _call(*arguments: str) -> int:
@@ -200,3 +203,31 @@ run({verb!r})
     assert ended.returncode == code, ended.stderr
     assert json.loads(ended.stdout) if code == 0 else "no-such-option" in ended.stderr
     assert (tmp_path / "orderly").exists() is (not used)
+
+
+def test_a_full_disk_is_one_line_whoever_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def numbered(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/mnt/out/table.parquet")
+
+    def told(*_: object) -> None:
+        try:
+            raise RuntimeError("IO Error: could not write 4096 bytes\nto file 'x': No space left on device")
+        except RuntimeError as error:
+            raise ValueError("the table wasn't written") from error
+
+    for fail, said in ((numbered, "'/mnt/out/table.parquet'"), (told, "to file 'x'")):
+        monkeypatch.setattr(scores, "export", fail)
+        assert _call("export", "--input", str(folder), "--output", str(folder / "x.csv")) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+        assert "No space left on device" in line
+        assert line.endswith("make room and run the same command again")
+
+    def other(*_: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(scores, "export", other)
+    with pytest.raises(ValueError, match="a defect"):
+        cli.main(["export", "--input", str(folder), "--output", str(folder / "x.csv")])

@@ -413,9 +413,9 @@ def _table(found: Inputs, fits: Mapping[str, Fit], votes: _Votes, accepted: Floa
 def _write(
     output: str, config: CalibrateConfig, content: Mapping[str, Any], record: Mapping[str, Any], table: Any
 ) -> None:
-    # Without its main record an older run's output is no output: no mixture of two is ever taken for one.
-    outputs.discard(storage.join(output, gate.FILE))
-    storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
-    outputs.write_table(storage.join(output, TABLE), table)
+    # An older gate stays in force until this one stands whole: it is replaced last, at once. A run that is cut short
+    # before leaves a record that names another gate, by which the mixture is known for one.
     outputs.write_json(storage.join(output, RECORD), record)
+    outputs.write_table(storage.join(output, TABLE), table)
+    storage.write_bytes(storage.join(output, "_config.yaml"), echo(config).encode())
     storage.write_bytes(storage.join(output, gate.FILE), gate.dump(content))

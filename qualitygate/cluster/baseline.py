@@ -229,7 +229,8 @@ def _on_ray(
     )
     progress.note(f"decoded {len(decoded.rows):,} photographs in {time.time() - started:.1f} s")
     failures = tuple(failure for _, failure in decoded.failures)
-    if said := data.refuse_unreadable(failures, photographs.num_rows):
+    unread = data.unread(photographs["image_id"].to_pylist(), decoded.failures)
+    if said := data.refuse_unreadable(unread, photographs.num_rows):
         progress.note(said)
     table = photographs.take(pa.array(decoded.rows)).append_column("sha256", pa.array(decoded.sha256, pa.string()))
     split = data.split(table, fraction=config.eval_fraction, seed=config.seed)

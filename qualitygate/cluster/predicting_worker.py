@@ -1,7 +1,7 @@
 """The predicting worker: a Ray actor that loads the classifier once and turns manifest rows into predictions.
 
 Photographs that kill its process are found as in scoring: each batch is entered in a journal before it is begun, and
-one that comes back is done photograph by photograph.
+one that comes back is done photograph by photograph; a verdict stands until the batch is delivered.
 """
 
 import hashlib
@@ -16,9 +16,10 @@ import ray
 import torch
 
 from qualitygate import logs
-from qualitygate.cluster.workers import Watchdog, ending_with_its_gpu, gpu_name
-from qualitygate.errors import ErrorCode, Failure
+from qualitygate.cluster.workers import Watchdog, end_if_lost, ending_with_its_gpu, finds_its_gpu, gpu_name
+from qualitygate.errors import DeviceLost, ErrorCode, Failure
 from qualitygate.metrics.memory import telling_of_a_lost_gpu
+from qualitygate.metrics.starting import starting_on_a_gpu
 from qualitygate.tables import storage
 from qualitygate.training import loop, models
 from qualitygate.training.data import Prepared, prepare
@@ -69,13 +70,22 @@ class PredictingWorker:
         self._task = task
         self._journal = journal
         self._watchdog = Watchdog(_IMAGE_TIMEOUT_S, self._report_over_time)
-        self._device = torch.device("cuda" if task.on_gpu and torch.cuda.is_available() else "cpu")
         tensors = {name: torch.tensor(value) for name, value in ray.get(state).items()}
         model = models.build(task.architecture, len(task.classes), image_size=task.image_size, state=tensors)
-        with telling_of_a_lost_gpu("the classifier's load"):
-            self._model = model.to(self._device)
+        self._device = torch.device("cpu")
+        self._lost: DeviceLost | None = None
+        try:
+            if task.on_gpu and finds_its_gpu(journal):
+                self._device = torch.device("cuda")
+                with starting_on_a_gpu("the classifier's load"):
+                    model = model.to(self._device)
+        except DeviceLost as error:
+            # For the first task to end over.
+            self._lost = error
+        self._model = model
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        end_if_lost(self._lost, self._journal)
         rows = batch.to_pylist()
         key = hashlib.sha1("\0".join(row["image_id"] for row in rows).encode()).hexdigest()
         again = ray.get(self._journal.begin_batch.remote(key)) > 1
@@ -84,7 +94,7 @@ class PredictingWorker:
             found = self._found(rows, prepared)
         if self._device.type == "cuda":
             ray.get(self._journal.worked.remote(gpu_name()))
-        ray.get(self._journal.end_batch.remote(key))
+        ray.get(self._journal.end_batch.remote(key, [row["image_id"] for row in rows] if again else []))
         return pa.Table.from_pylist(found, schema=SCHEMA)
 
     def _straight(self, rows: Sequence[Row]) -> list[Prepared]:
@@ -99,7 +109,8 @@ class PredictingWorker:
         prepared = []
         for row in rows:
             before = ray.get(self._journal.begin_image.remote(row["image_id"]))
-            if before.over_time or before.times >= _STARTS_THAT_CONVICT:
+            convicted = before.over_time or before.times >= _STARTS_THAT_CONVICT
+            if convicted:
                 why = (
                     f"took longer than {_IMAGE_TIMEOUT_S:g} s"
                     if before.over_time
@@ -109,7 +120,7 @@ class PredictingWorker:
             else:
                 with self._watchdog.watching([row["image_id"]]):
                     prepared += prepare([row], self._task.image_size, self._task.access)
-            ray.get(self._journal.end_image.remote(row["image_id"]))
+            ray.get(self._journal.end_image.remote(row["image_id"], before if convicted else None))
         return prepared
 
     def _report_over_time(self, image_ids: Sequence[str], in_networks: bool) -> None:

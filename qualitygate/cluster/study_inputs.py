@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from qualitygate.calibration.gate import Voter
 from qualitygate.cluster import session
 from qualitygate.cluster.planning import Progress
 from qualitygate.config import GateConfig, StudyConfig, SubsetsConfig
-from qualitygate.errors import ConfigurationError, Failure
+from qualitygate.errors import ConfigurationError
 from qualitygate.tables import access, storage
 from qualitygate.tables.sql import connect
 from qualitygate.training import data, record
@@ -112,7 +111,11 @@ def _beside(left: pa.Table, right: pa.Table) -> pa.Table:
 
 
 def readable(
-    inputs: Inputs, rows: np.ndarray[Any, Any], sha256: tuple[str, ...], failures: tuple[Failure, ...], policy: str
+    inputs: Inputs,
+    rows: np.ndarray[Any, Any],
+    sha256: tuple[str, ...],
+    unread: tuple[data.Unread, ...],
+    policy: str,
 ) -> tuple[pa.Table, list[str]]:
     """(the photographs that could be read, with the hash of their files; what to say of the others).
 
@@ -120,16 +123,13 @@ def readable(
     """
     total = inputs.table.num_rows
     messages = []
-    if failures:
-        said = ", ".join(
-            f"{count:,} {code}" for code, count in Counter(one.code.value for one in failures).most_common()
-        )
+    if unread:
         if policy == "refuse":
             raise ConfigurationError(
-                f"{len(failures):,} of {total:,} photographs can't be read ({said}; the first: {failures[0].message}); "
+                f"{data.counted_unread(unread, total)}; "
                 "mend the manifest, or leave them out of every subset with --on-unreadable drop"
             )
-        message = data.refuse_unreadable(failures, total)
+        message = data.refuse_unreadable(unread, total)
         messages.append(f"{message}, out of every subset alike")
     table = inputs.table.take(pa.array(rows)).append_column("sha256", pa.array(sha256, pa.string()))
     gone = sorted(set(inputs.table["label"].to_pylist()) - set(table["label"].to_pylist()))
@@ -178,8 +178,8 @@ def pool_of(
     started = time.monotonic()
     decoded = decoding.decode(inputs.table.select(["uri", "box"]).to_pylist(), image_size, cluster, access.of(config))
     progress.note(f"decoded {len(decoded.rows):,} photographs in {time.monotonic() - started:.1f} s")
-    failures = tuple(failure for _, failure in decoded.failures)
-    table, messages = readable(inputs, decoded.rows, decoded.sha256, failures, config.on_unreadable)
+    unread = data.unread(inputs.table["image_id"].to_pylist(), decoded.failures)
+    table, messages = readable(inputs, decoded.rows, decoded.sha256, unread, config.on_unreadable)
     _refuse_seen(table, seen)
     pool = pools.prepare(table, inputs.methods)
     # The pool is in the order of ids, the pixels in the manifest's.

@@ -12,8 +12,15 @@ from qualitygate import logs
 from qualitygate.calibration.correlation import BLUR, CROP_CENTRE, CROP_CORNER, ROTATION, ROTATION_SECOND, WINDOW
 from qualitygate.calibration.samples import Sample, Shot, photograph
 from qualitygate.cluster.losses import Losses
-from qualitygate.cluster.workers import WorkerSettings, ending_with_its_gpu, gpu_name, on_this_machine, use_threads
-from qualitygate.errors import ErrorCode, Failure, ImageError
+from qualitygate.cluster.workers import (
+    WorkerSettings,
+    end_if_lost,
+    ending_with_its_gpu,
+    gpu_name,
+    on_this_machine,
+    use_threads,
+)
+from qualitygate.errors import DeviceLost, ErrorCode, Failure, ImageError
 from qualitygate.images import augment
 from qualitygate.images.augment import Interpolation
 from qualitygate.images.photograph import Photograph
@@ -83,6 +90,10 @@ class Attempts:
         """This GPU has scored something."""
         self._losses.worked(gpu)
 
+    def known(self, gpu: str) -> bool:
+        """Whether a worker has had this GPU before."""
+        return self._losses.known(gpu)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantSettings:
@@ -108,13 +119,20 @@ class SampleScorer:
     def __init__(self, plan: Plan, machine: WorkerSettings, settings: VariantSettings, attempts: Any) -> None:
         logs.set_up(machine.log_format, verb="robustness")
         use_threads(machine.threads)
-        self._plan = on_this_machine(plan, machine)
-        self._scorer = RowScorer(self._plan, run_id=machine.run_id)
+        self._lost: DeviceLost | None = None
+        try:
+            plan = on_this_machine(plan, machine, attempts)
+            self._scorer = RowScorer(plan, run_id=machine.run_id)
+        except DeviceLost as error:
+            # For the first task to end over.
+            self._lost = error
+        self._plan = plan
         self._settings = settings
         self._blur = BLUR[settings.blur]
         self._attempts = attempts
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        end_if_lost(self._lost, self._attempts)
         results = []
         for row in batch.to_pylist():
             position, shots = row["position"], tuple(Shot(**shot) for shot in row["shots"])

@@ -3,7 +3,8 @@
 A photograph that kills its process can't report it. So each batch is entered in a journal before it is
 scored. A batch that comes back once, because the worker that had it died, is scored as before: a machine was lost,
 most likely. Only photographs under suspicion, and all of a batch that comes back again, are scored with care: each is
-entered by itself, and one that was begun twice and never finished gets the row that says so.
+entered by itself, and one that was begun twice and never finished gets the row that says so. That verdict stands until
+the batch is delivered, which may come back over another photograph.
 """
 
 import hashlib
@@ -79,9 +80,11 @@ class CrashJournal:
         self._batches[key] = self._batches.get(key, 0) + 1
         return self._batches[key]
 
-    def end_batch(self, key: str) -> None:
-        """The batch is done; nothing of it need be remembered."""
+    def end_batch(self, key: str, image_ids: Sequence[str] = ()) -> None:
+        """The batch is done; nothing of it need be remembered, nor of its photographs, where any were entered."""
         self._batches.pop(key, None)
+        for image_id in image_ids:
+            self._images.pop(image_id, None)
 
     def begin_image(self, image_id: str) -> "Begun":
         """How it went before, when it was begun and not finished."""
@@ -93,9 +96,16 @@ class CrashJournal:
         """It has been read and its formulas are done: what happens now is due to a network."""
         self._images[image_id] = replace(self._images[image_id], in_networks=True)
 
-    def end_image(self, image_id: str) -> None:
-        """The photograph has its row."""
-        self._images.pop(image_id, None)
+    def end_image(self, image_id: str, convicted: "Begun | None" = None) -> None:
+        """The photograph has its row.
+
+        convicted: by what it got the row of a failure. That is kept for when its batch comes back over another one:
+        found out anew each time, photographs that kill would multiply their deaths instead of adding them.
+        """
+        if convicted is None:
+            self._images.pop(image_id, None)
+        else:
+            self._images[image_id] = convicted
 
     def took_too_long(self, image_ids: Sequence[str], *, in_networks: bool = False) -> None:
         """The worker is about to end itself because of this photograph, or one of these; in_networks: they had it."""
@@ -117,6 +127,10 @@ class CrashJournal:
     def worked(self, gpu: str) -> None:
         """This GPU has scored something."""
         self._losses.worked(gpu)
+
+    def known(self, gpu: str) -> bool:
+        """Whether a worker has had this GPU before."""
+        return self._losses.known(gpu)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +172,14 @@ class ScoringWorker:
         self._journal = journal
         self._reader = Reader(pending, plan.access)
         self._watchdog = Watchdog(settings.image_timeout_s, self._report_over_time)
-        plan = on_this_machine(plan, settings)
-        self._device = plan.device
         self._lost: DeviceLost | None = None
         try:
+            plan = on_this_machine(plan, settings, journal)
             self._scorer = RowScorer(plan, run_id=settings.run_id)
         except DeviceLost as error:
-            # Raised by the first task, where it is counted: Ray doesn't start a worker again that fails here.
+            # For the first task to end over.
             self._lost = error
+        self._device = plan.device
         self._timeout_s = settings.image_timeout_s
         self._settings = settings
         self._at_once = plan.at_once
@@ -177,14 +191,16 @@ class ScoringWorker:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         started = time.perf_counter()
+        # Before the batch is entered, which isn't to blame.
+        end_if_lost(self._lost, self._journal)
         requests = self._reader.requests(batch)
         key = hashlib.sha1("\0".join(request.image_id for request in requests).encode()).hexdigest()
         times_begun = ray.get(self._journal.begin_batch.remote(key))
         with ending_with_its_gpu(self._journal):
-            if self._lost is not None:
-                raise self._lost
             rows = self._rows(requests, times_begun)
-        ray.get(self._journal.end_batch.remote(key))
+        # Of what came at once nothing was entered but the batch itself.
+        entered = [request.image_id for request in requests] if times_begun > 1 else []
+        ray.get(self._journal.end_batch.remote(key, entered))
         for row, request in zip(rows, requests, strict=True):
             row[REPLACES] = request.previous is not None
         if rows:
@@ -263,12 +279,12 @@ class ScoringWorker:
             self._warm_up()
         for request in requests:
             before = ray.get(self._journal.begin_image.remote(request.image_id))
-            rows.append(self._one_with_care(request, before))
-            ray.get(self._journal.end_image.remote(request.image_id))
+            convicted = self._conviction(before)
+            rows.append(self._one_with_care(request, before, convicted))
+            ray.get(self._journal.end_image.remote(request.image_id, before if convicted else None))
         return rows
 
-    def _one_with_care(self, request: Request, before: Begun) -> Row:
-        convicted = self._conviction(before)
+    def _one_with_care(self, request: Request, before: Begun, convicted: Failure | None) -> Row:
         if convicted and not before.in_networks:
             return self._scorer.failed_row(request, convicted)
         # Outside the watch: a store that is away for a while is no photograph that takes too long.
@@ -430,6 +446,13 @@ def ending_with_its_gpu(journal: Any) -> Iterator[None]:
         os._exit(EXIT_DEVICE_LOST)
 
 
+def end_if_lost(lost: DeviceLost | None, journal: Any) -> None:
+    """The same over what a worker found at its start, by its first task: Ray starts none again that fails there."""
+    if lost is not None:
+        with ending_with_its_gpu(journal):
+            raise lost
+
+
 def gpu_name() -> str:
     """Which GPU this process has: its node and its number there."""
     context = ray.get_runtime_context()
@@ -450,8 +473,28 @@ def use_threads(networks: int) -> None:
         os.environ[variable] = str(networks)
 
 
-def on_this_machine(plan: Plan, settings: WorkerSettings) -> Plan:
-    """The plan with the CPU as its device where the GPU that Ray assigned isn't really there."""
+def finds_its_gpu(journal: Any) -> bool:
+    """Whether CUDA has the GPU that Ray assigned; raises DeviceLost where it is gone and was there before in this run.
+
+    journal: an actor that knows, by `known`.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    gpu = gpu_name()
+    if ray.get(journal.known.remote(gpu)):
+        raise DeviceLost(
+            f"CUDA doesn't find GPU {gpu} any more; look at the driver's log (dmesg, Xid) and nvidia-smi on its node"
+        )
+    return False
+
+
+def on_this_machine(plan: Plan, settings: WorkerSettings, journal: Any) -> Plan:
+    """The plan with the CPU as its device where the GPU that Ray assigned isn't really there.
+
+    Raises DeviceLost where it was there before in this run, or can't be used.
+    """
     if any(metric.device == "gpu" for metric in plan.selected()):
         import torch
 
@@ -459,7 +502,9 @@ def on_this_machine(plan: Plan, settings: WorkerSettings) -> Plan:
     if plan.device == "cuda":
         import torch
 
-        if not torch.cuda.is_available():
+        from qualitygate.metrics.starting import starting_on_a_gpu
+
+        if not finds_its_gpu(journal):
             if plan.execution.fast:
                 raise ConfigurationError("--precision fast: a node to which Ray gives a GPU has no CUDA device")
             if plan.policy.decoder == "nvjpeg":
@@ -467,5 +512,6 @@ def on_this_machine(plan: Plan, settings: WorkerSettings) -> Plan:
             logger.warning("no CUDA device on this node; scoring on its CPU")
             return replace(plan, device="cpu")
         if settings.gpu_share < 1:
-            torch.cuda.set_per_process_memory_fraction(settings.gpu_share)
+            with starting_on_a_gpu("its share of the memory"):
+                torch.cuda.set_per_process_memory_fraction(settings.gpu_share)
     return plan

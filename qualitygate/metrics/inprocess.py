@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -89,15 +89,16 @@ def score(
         for note in notes:
             warnings.warn(note, stacklevel=3)
         plan = replace(plan, execution=execution)
+    several = _several(images)
     if plan.device == "cuda":
-        count = len(images) if hasattr(images, "__len__") else 0
+        count = len(several) if isinstance(several, Sized) else 0
         compiled = worth_compiling(count, workers=1)
         plan = replace(plan, at_once=_AT_ONCE_ON_GPU, execution=replace(plan.execution, compiled=compiled))
     for metric in plan.selected():
         if reason := metric.unavailable():
             raise ConfigurationError(f"{metric.name} can't be computed: {reason}")
     scorer = RowScorer(plan, run_id="in-process")
-    prepared = (_prepared(scorer, policy, position, image) for position, image in enumerate(_several(images)))
+    prepared = (_prepared(scorer, policy, position, image) for position, image in enumerate(several))
     return to_table(list(scorer.finished(prepared)), scores.schema(metric.name for metric in plan.selected()))
 
 

@@ -17,6 +17,7 @@ from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.decode import Encoded
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import memory
+from qualitygate.metrics.starting import starting_on_a_gpu
 
 # Files as (bytes,) uint8 in the CPU's memory -> (3, H, W) uint8 RGB each, on the GPU.
 Decode = Callable[[list[torch.Tensor]], list[torch.Tensor]]
@@ -36,15 +37,17 @@ def by_torchvision(files: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 class GpuDecoder:
-    """Decodes several files at once; raises ConfigurationError at its start where torchvision has no nvJPEG.
+    """Decodes several files at once.
 
+    At its start it raises ConfigurationError where torchvision has no nvJPEG, and DeviceLost where the GPU itself, or
+    its memory, is the reason.
     decode: the tests name others than nvJPEG.
     """
 
     def __init__(self, decode: Decode | None = None) -> None:
         self._decode = decode or by_torchvision
         try:
-            with memory.telling_of_a_lost_gpu("nvJPEG's start"):
+            with starting_on_a_gpu("nvJPEG's start"):
                 self._decode([_as_tensor(_sample())])
         except (RuntimeError, ImportError, AttributeError) as error:
             said = f"{error}".partition("\n")[0][:200]

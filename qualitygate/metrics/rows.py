@@ -186,22 +186,24 @@ class RowScorer:
     """Scorers of one plan, loaded once, and the rows that they make.
 
     Raises ConfigurationError where half precision was verified on another model of GPU than this process has, and where
-    its GPU is to decode JPEGs and can't; DeviceLost, and its methods nothing else, once this process can't use its GPU
-    any more.
+    its GPU is to decode JPEGs and can't; DeviceLost where its GPU can't be used or has no room for the metrics, and, as
+    the only error of its methods, once the GPU is lost.
     `seconds` adds up the time spent by stage (`fetch`, `decode`, each metric) since the last `take_seconds`.
     """
 
     def __init__(self, plan: Plan, *, run_id: str) -> None:
+        self._plan = plan
+        self._run_id = run_id
         if plan.device == "cuda" and plan.execution.fast:
             import torch
 
-            check_gpu(plan.execution, torch.cuda.get_device_name())
-        self._plan = plan
-        self._run_id = run_id
+            with self._starting("its model's name"):
+                model = torch.cuda.get_device_name()
+            check_gpu(plan.execution, model)
         self._metrics = plan.selected()
         self._scorers: dict[str, Scorer] = {}
         for metric in self._metrics:
-            with self._telling(f"{metric.name}'s load"):
+            with self._starting(f"{metric.name}'s load"):
                 self._scorers[metric.name] = metric.load(plan.device)
         self._on_gpu: GpuDecoder | None = None
         if plan.device == "cuda" and plan.policy.decoder == "nvjpeg":
@@ -288,8 +290,9 @@ class RowScorer:
                     return Prepared(row=row, previous=request.previous, encoded=encoded, waiting=tuple(wanted))
                 decoded = _guarded(decode, fetched.data, self._plan.policy, request.box)
         except ImageError as error:
-            row["width"], row["height"] = error.width, error.height
-            return Prepared(row=self._fail(row, wanted, error.failure))
+            # Of the same bytes they may be known from before.
+            row |= {"width": error.width or row.get("width"), "height": error.height or row.get("height")}
+            return Prepared(row=self._unread(row, request.previous, wanted, error.failure))
         row |= _seen(decoded)
         return self._formulas(row, request.previous, decoded.photograph, wanted)
 
@@ -330,8 +333,12 @@ class RowScorer:
 
     def without_networks(self, prepared: Prepared, failure: Failure) -> Row:
         """The row with what the formulas gave; the networks that were to follow have failed."""
+        row, previous = prepared.row, prepared.previous
         for metric in prepared.waiting:
-            self._store(prepared.row, metric, failure)
+            self._store(row, metric, failure)
+        if previous and previous["error_code"] == failure.code and previous["sha256"] == row["sha256"]:
+            # Counted although it has scores: after a second crash it is left alone.
+            row["attempts"] = previous["attempts"] + 1
         return _with_status(prepared.row, prepared.previous) if prepared.waiting else prepared.row
 
     def _needless(self, row: Row, metric: Metric) -> bool:
@@ -366,14 +373,14 @@ class RowScorer:
 
     def _with_pixels(self, item: Prepared, encoded: Encoded, found: Photograph | Failure | None) -> Prepared:
         if isinstance(found, Failure):
-            return Prepared(row=self._fail(item.row, item.waiting, found))
+            return Prepared(row=self._unread(item.row, item.previous, item.waiting, found))
         photograph = found
         if photograph is None:
             try:
                 with self._timed("decode"):
                     photograph = _guarded(decode, encoded.data, self._plan.policy, encoded.box).photograph
             except ImageError as error:
-                return Prepared(row=self._fail(item.row, item.waiting, error.failure))
+                return Prepared(row=self._unread(item.row, item.previous, item.waiting, error.failure))
         return replace(item, photograph=photograph, encoded=None)
 
     def _finish(self, group: Sequence[Prepared], watch: Watch) -> list[Row]:
@@ -400,10 +407,19 @@ class RowScorer:
         if previous and previous["status"] != "error":
             if failure.code is ErrorCode.WORKER_CRASH and previous["etag"] == request.etag:
                 return self._crashed_again(previous, failure)
-            if failure.code in RETRIED_CODES and failure.code is not ErrorCode.WORKER_CRASH:
-                logger.warning("%s: kept its scores, could not read it again: %s", request.image_id, failure.message)
-                return previous
+            if _may_pass(failure):
+                return _kept(previous, failure)
         return self._fail(self._blank(request), self._metrics, failure)
+
+    def _unread(self, row: Row, previous: Row | None, wanted: Sequence[Metric], failure: Failure) -> Row:
+        """The row of an image whose bytes are there and whose pixels aren't; what `row` has of the same bytes stays.
+
+        The old row stays as a whole where a failure that may pass would take the place of one of its scores.
+        """
+        failed = self._fail(row, wanted, failure)
+        if previous and _may_pass(failure) and _scored(previous) - _scored(failed):
+            return _kept(previous, failure)
+        return failed
 
     def _crashed_again(self, previous: Row, failure: Failure) -> Row:
         """The row of unchanged content that killed its worker over a metric it lacked: other scores stay.
@@ -494,6 +510,14 @@ class RowScorer:
             return [_finite(metric, score) for score in found]
         return [score for photograph in photographs for score in self._scores(metric, [photograph])]
 
+    def _starting(self, during: str) -> AbstractContextManager[None]:
+        """Raises DeviceLost where the GPU can't be used before anything is scored; a CPU's errors are what they are."""
+        if self._plan.device != "cuda":
+            return nullcontext()
+        from qualitygate.metrics.starting import starting_on_a_gpu
+
+        return starting_on_a_gpu(during)
+
     def _telling(self, during: str) -> AbstractContextManager[None]:
         """Raises DeviceLost where the GPU is lost inside; a CPU has none to lose."""
         if self._plan.device != "cuda":
@@ -518,12 +542,8 @@ class RowScorer:
             row[metric.name] = None
             row[scores.state_column(metric.name)] = scores.failed(failure.code)
             row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])
-        row |= {
-            "status": "error",
-            "error_code": failure.code.value,
-            "error_message": storage.redact(failure.message),
-        }
-        return row
+        row |= {"error_code": failure.code.value, "error_message": storage.redact(failure.message)}
+        return _with_status(row, None)
 
 
 def _finite(metric: Metric, score: Score) -> Score:
@@ -561,6 +581,21 @@ def _seen(decoded: Decoded | Encoded) -> Row:
         "model": decoded.model,
         "captured_at": decoded.captured_at.isoformat() if decoded.captured_at else None,
     }
+
+
+def _may_pass(failure: Failure) -> bool:
+    """Whether the same image may well be read the next time; a crash is the image's own doing, until it is known."""
+    return failure.code in RETRIED_CODES and failure.code is not ErrorCode.WORKER_CRASH
+
+
+def _kept(previous: Row, failure: Failure) -> Row:
+    logger.warning("%s: kept its scores, could not read it again: %s", previous["image_id"], failure.message)
+    return previous
+
+
+def _scored(row: Row) -> set[str]:
+    """The states' columns of the metrics that have a score."""
+    return {name for name, state in row.items() if name.endswith("_state") and state == scores.OK}
 
 
 def _with_status(row: Row, previous: Row | None) -> Row:

@@ -155,18 +155,37 @@ def square(rgb: UInt8, image_size: int) -> UInt8:
     return np.ascontiguousarray(rgb.transpose(2, 0, 1))
 
 
-def refuse_unreadable(failures: Sequence[Failure], rows: int) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A photograph that couldn't be read, and why."""
+
+    image_id: str
+    failure: Failure
+
+
+def unread(image_ids: Sequence[str], failures: Sequence[tuple[int, Failure]]) -> tuple[Unread, ...]:
+    """Failures by row, with the ids of all rows."""
+    return tuple(Unread(image_ids[row], failure) for row, failure in failures)
+
+
+def counted_unread(photographs: Sequence[Unread], rows: int) -> str:
+    """How many of so many can't be read, by code, and the first ones' names with why the first."""
+    counts = Counter(one.failure.code.value for one in photographs)
+    codes = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())
+    return (
+        f"{len(photographs):,} of {rows:,} photographs can't be read ({codes}: "
+        f"{shown([one.image_id for one in photographs])}; the first: {photographs[0].failure.message})"
+    )
+
+
+def refuse_unreadable(photographs: Sequence[Unread], rows: int) -> str | None:
     """What to say of photographs that are left out; ConfigurationError where they are more than a tenth."""
-    if not failures:
+    if not photographs:
         return None
-    counts = Counter(failure.code.value for failure in failures)
-    said = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())
-    if len(failures) > MAX_UNREADABLE * rows:
-        raise ConfigurationError(
-            f"{len(failures):,} of {rows:,} photographs can't be read ({said}; the first: {failures[0].message}): more "
-            f"than {MAX_UNREADABLE:.0%}; mend the manifest or leave them out"
-        )
-    return f"{len(failures):,} of {rows:,} photographs can't be read and are left out ({said})"
+    said = counted_unread(photographs, rows)
+    if len(photographs) > MAX_UNREADABLE * rows:
+        raise ConfigurationError(f"{said}: more than {MAX_UNREADABLE:.0%}; mend the manifest or leave them out")
+    return f"{said} and are left out"
 
 
 # ---- who is kept out ---------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The calibration job from files to gate.json, and the command line around it."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from qualitygate import cli
 from qualitygate.calibration import apply, calibrate, gate
 from qualitygate.config import CalibrateConfig, GateConfig
 from qualitygate.errors import ConfigurationError, GateRefused
+from qualitygate.report import artefacts
 from qualitygate.report import calibration as said
+from qualitygate.tables import storage
 
 METHODS = "lapv,wavs,brisque"
 
@@ -260,24 +264,42 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     assert not Path(made.output).exists()
 
 
-def test_an_interrupted_calibration_leaves_no_gate_of_another(
+@pytest.mark.parametrize("writes", range(4))
+def test_a_calibration_that_cannot_be_written_leaves_the_gate_before_in_force(
     simulate: Callable[..., Any],
     config: Callable[..., CalibrateConfig],
     progress: Any,
     monkeypatch: pytest.MonkeyPatch,
+    writes: int,
 ) -> None:
     made = config(simulate(groups=30), repeats=1)
-    calibrate.run(made, progress)
+    before = calibrate.run(made, progress).gate.id
+    write_bytes, publish, left = storage.write_bytes, storage.publish, [writes]
 
-    def fail(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def full(write: Callable[..., None]) -> Callable[..., None]:
+        def maybe(*arguments: Any) -> None:
+            if not left[0]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "gate.json")
+            left[0] -= 1
+            write(*arguments)
 
-    monkeypatch.setattr(calibrate.outputs, "write_json", fail)
-    with pytest.raises(KeyboardInterrupt):
-        calibrate.run(made, progress)
-    with pytest.raises(ConfigurationError, match=r"no gate\.json"):
-        gate.load(made.output)
+        return maybe
+
+    monkeypatch.setattr(storage, "write_bytes", full(write_bytes))
+    monkeypatch.setattr(storage, "publish", full(publish))
+    with pytest.raises(OSError, match="No space left"):
+        calibrate.run(made.model_copy(update={"seed": 1}), progress)
+    assert left == [0]
+    assert gate.load(made.output).id == before
+    if writes:
+        with pytest.raises(ConfigurationError, match=f"belongs to gate .* but gate.json is {before}"):
+            artefacts.read([made.output])
+    else:
+        assert artefacts.read([made.output])
     assert not [path for path in Path(made.output).iterdir() if path.name.startswith("_writing")]
+    left[0] = 9
+    assert calibrate.run(made.model_copy(update={"seed": 1}), progress).gate.id != before
+    assert artefacts.read([made.output])
 
 
 def test_the_command_line_runs_it_and_ends_with_the_exit_codes(

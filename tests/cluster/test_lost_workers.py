@@ -13,9 +13,19 @@ import pytest
 import ray
 from job_helpers import Silent, write_photographs
 
-from qualitygate.cluster import fitting, losses, predicting_worker, scoring, study_worker, training_worker, workers
+from qualitygate.cluster import (
+    fitting,
+    losses,
+    predicting_worker,
+    scoring,
+    study_worker,
+    training_worker,
+    variants,
+    workers,
+)
 from qualitygate.config import ScoreConfig
-from qualitygate.errors import DeviceLost, QualityGateError
+from qualitygate.errors import ConfigurationError, DeviceLost, QualityGateError
+from qualitygate.metrics import CATALOGUE, Execution
 from qualitygate.metrics.rows import Plan, Request, Row
 
 pytestmark = [pytest.mark.cluster]
@@ -261,7 +271,7 @@ def test_a_predicting_worker_ends_over_its_lost_gpu_and_is_counted(monkeypatch: 
     monkeypatch.setattr(workers.os, "_exit", end)
     worker = predicting_worker.PredictingWorker.__new__(predicting_worker.PredictingWorker)
     journal = _plain(workers.CrashJournal)
-    worker._journal = _answering(journal)
+    worker._journal, worker._lost = _answering(journal), None
     worker._straight = worker._with_care = lambda rows: []  # type: ignore[method-assign, assignment]
 
     def found(*_: object) -> Any:
@@ -297,6 +307,161 @@ def test_a_gpu_lost_while_a_worker_starts_is_counted_with_its_first_task(
     worker._reader = SimpleNamespace(requests=lambda _: [Request(image_id="a", uri="a.jpg")])  # type: ignore[assignment]
     with pytest.raises(SystemExit, match=str(workers.EXIT_DEVICE_LOST)):
         worker(pa.table({"name": ["0.parquet"]}))
+
+
+ECC = "CUDA error: uncorrectable ECC error encountered"
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+def _raising(error: Exception) -> Any:
+    def call(*_: object, **__: object) -> Any:
+        raise error
+
+    return call
+
+
+@pytest.fixture
+def in_name(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A GPU that is there and does nothing; a function that says how the worker's first task ends."""
+    import torch
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    fake = SimpleNamespace(get=lambda answer, **_: answer)
+    for module in (workers, variants, predicting_worker):
+        monkeypatch.setattr(module, "ray", fake)
+    monkeypatch.setattr(workers, "gpu_name", lambda: "0 of node a")
+    monkeypatch.setattr(workers.os, "_exit", end)
+    monkeypatch.setattr(predicting_worker.loop, "deterministic", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    return torch
+
+
+PLAN = Plan(metrics=("lapm",), device="cuda", execution=Execution(fast=("musiq",), gpu="H100"))
+SHARED = workers.WorkerSettings(run_id="r", image_timeout_s=9, gpu_share=0.5)
+
+
+def _scoring(journal: Any) -> Any:
+    return workers.ScoringWorker(PLAN, SHARED, pa.schema([]), journal, "pending")
+
+
+def _sampling(journal: Any) -> Any:
+    settings = variants.VariantSettings(blur="rendered", interpolation="nearest", second_interpolation=None)  # type: ignore[arg-type]
+    return variants.SampleScorer(PLAN, SHARED, settings, journal)
+
+
+def _predicting(journal: Any) -> Any:
+    task = predicting_worker.Task(
+        architecture="resnet18", classes=("a", "b"), image_size=32, batch_size=4, threads=1, on_gpu=True
+    )
+    return predicting_worker.PredictingWorker(task, {}, journal)
+
+
+def _ends_with(start: Any, journal: Any) -> str:
+    """What the run's last line would say: nine starts, each in a new process."""
+    answering = _answering(journal)
+    for _ in range(losses.MOST_LOSSES - 1):
+        with pytest.raises(SystemExit, match=str(workers.EXIT_DEVICE_LOST)):
+            start(answering)(pa.table({"name": ["0.parquet"]}))
+    with pytest.raises(DeviceLost) as caught:
+        start(answering)(pa.table({"name": ["0.parquet"]}))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("start", [_scoring, _sampling])
+@pytest.mark.parametrize("touch", ["set_per_process_memory_fraction", "get_device_name"])
+def test_whatever_first_touches_a_gpu_that_fails_counts(
+    in_name: Any, monkeypatch: pytest.MonkeyPatch, start: Any, touch: str
+) -> None:
+    """Not even the batch is entered, which has nothing to do with it."""
+    monkeypatch.setattr(in_name.cuda, touch, _raising(in_name.AcceleratorError(ECC)))
+    journal = _plain(workers.CrashJournal if start is _scoring else variants.Attempts)
+    told = _ends_with(start, journal)
+    assert told.startswith(
+        "GPU 0 of node a was lost 9 times without a result in between (this process has lost its GPU"
+    )
+    assert "uncorrectable ECC error" in told
+    assert not getattr(journal, "_batches", None)
+
+
+def test_a_full_gpu_at_the_start_counts_and_has_a_remedy_of_its_own(
+    in_name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = replace(CATALOGUE["lapm"], load=_raising(in_name.OutOfMemoryError(FULL)))
+    monkeypatch.setattr("qualitygate.metrics.rows.select", lambda *_: [metric])
+    told = _ends_with(_scoring, _plain(workers.CrashJournal))
+    assert "(no memory for lapm's load (OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB))" in told
+    assert told.endswith(": free its memory")
+
+
+@pytest.mark.parametrize("error", [RuntimeError(FULL), RuntimeError("No CUDA GPUs are available")])
+def test_a_classifier_that_does_not_get_onto_its_gpu_counts(
+    in_name: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(predicting_worker.models, "build", lambda *_, **__: SimpleNamespace(to=_raising(error)))
+    assert "the classifier's load" in _ends_with(_predicting, _plain(workers.CrashJournal))
+
+
+@pytest.mark.parametrize("start", [_scoring, _sampling, _predicting])
+def test_a_gpu_that_is_gone_counts_where_it_was_there_before(
+    in_name: Any, monkeypatch: pytest.MonkeyPatch, start: Any
+) -> None:
+    """One that never was leaves its work to the CPU, and the driver says so."""
+    built = SimpleNamespace(to=lambda _: None)
+    monkeypatch.setattr(predicting_worker.models, "build", lambda *_, **__: built)
+    monkeypatch.setattr(in_name.cuda, "is_available", lambda: False)
+    journal = _plain(variants.Attempts if start is _sampling else workers.CrashJournal)
+    plan = replace(PLAN, execution=Execution())
+    assert workers.on_this_machine(plan, SHARED, _answering(journal)).device == "cpu"
+    journal.worked("1 of node a")
+    assert not workers.finds_its_gpu(_answering(journal))
+    journal.worked("0 of node a")
+    assert "CUDA doesn't find GPU 0 of node a any more" in _ends_with(start, journal)
+
+
+def test_what_is_no_gpus_fault_ends_the_start_as_it_is(in_name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, kind in (
+        (KeyError("weights"), KeyError),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), ConfigurationError),
+    ):
+        metric = replace(CATALOGUE["lapm"], load=_raising(error))
+        monkeypatch.setattr("qualitygate.metrics.rows.select", lambda *_, metric=metric: [metric])
+        with pytest.raises(kind):
+            _scoring(_answering(_plain(workers.CrashJournal)))
+
+
+class FailsAtItsFirstStart(workers.ScoringWorker):
+    """Its GPU is out of order once."""
+
+    def __init__(self, plan: Plan, settings: workers.WorkerSettings, schema: Any, journal: Any, pending: str) -> None:
+        import torch
+
+        from qualitygate.metrics.starting import starting_on_a_gpu
+
+        def first(plan: Plan, *_: object) -> Plan:
+            if not ray.get(journal.known.remote(workers.gpu_name())):
+                with starting_on_a_gpu("the test"):
+                    raise torch.AcceleratorError(ECC)
+            return plan
+
+        workers.on_this_machine = first
+        super().__init__(plan, settings, schema, journal, pending)
+
+
+def test_a_worker_whose_gpu_fails_at_its_start_is_started_again(
+    ray_session: object, tmp_path: Path, silent: Silent
+) -> None:
+    import sys
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    write_photographs(tmp_path / "in", 6)
+    config = ScoreConfig(input=str(tmp_path / "in"), output=str(tmp_path / "out"), metrics=("lapm",), workers=1)
+    stats = scoring.run(config, silent, worker=FailsAtItsFirstStart).stats
+    assert (stats["state"], stats["scored"]["by_status"]) == ("done", {"ok": 6})
+    assert stats["scored"]["batches_lost"] == 0
 
 
 def test_a_run_that_loses_its_gpu_has_not_failed_for_that(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 import qualitygate
 from qualitygate.errors import ConfigurationError
 from qualitygate.metrics import inprocess
-from qualitygate.metrics.rows import Plan
+from qualitygate.metrics.rows import Plan, Prepared, RowScorer
 from qualitygate.tables import scores
 
 FOCUS = ["lapv", "lapm", "wavs"]
@@ -94,6 +96,39 @@ def test_one_metric_that_fails_alone_is_an_error() -> None:
 def test_what_is_no_image_is_refused(images: object) -> None:
     with pytest.raises(ConfigurationError, match=r"give|no image"):
         qualitygate.score(images, FOCUS)
+
+
+@pytest.mark.parametrize(
+    ("of", "compiled"),
+    [
+        (lambda jpeg, many: jpeg, False),
+        (lambda jpeg, many: [jpeg], False),
+        (lambda jpeg, many: np.zeros((many, 4), np.uint8), False),
+        (lambda jpeg, many: np.zeros((many, 4, 3), np.uint8), False),
+        (lambda jpeg, many: (jpeg for _ in range(2)), False),
+        (lambda jpeg, many: [jpeg] * many, True),
+        (lambda jpeg, many: np.zeros((many, 4, 4, 3), np.uint8), True),
+    ],
+)
+def test_compiling_is_for_many_photographs_and_not_for_a_long_one(
+    monkeypatch: pytest.MonkeyPatch, of: Any, compiled: bool
+) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(skimage.data.astronaut()).save(buffer, "JPEG", quality=95)
+    jpeg = buffer.getvalue()
+    monkeypatch.setattr("qualitygate.metrics.precision.COMPILE_FROM", 1000)
+    assert len(jpeg) > 2000
+    seen: list[bool] = []
+
+    def noted(plan: Plan, **_: object) -> Any:
+        seen.append(plan.execution.compiled)
+        return RowScorer(replace(plan, device="cpu"), run_id="r")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(inprocess, "RowScorer", noted)
+    monkeypatch.setattr(inprocess, "_prepared", lambda *_: Prepared(row={"image_id": "a", "status": "ok"}))
+    qualitygate.score(of(jpeg, 2000), "lapm", device="cuda")
+    assert seen == [compiled]
 
 
 def test_unknown_metrics_are_refused_with_a_suggestion() -> None:

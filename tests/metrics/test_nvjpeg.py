@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import malformed
@@ -208,6 +209,21 @@ def test_a_torchvision_without_nvjpeg_is_told_at_the_start() -> None:
         nvjpeg.GpuDecoder(absent)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"), r"^no memory for nvJPEG's start"),
+        (RuntimeError("CUDA error: initialization error"), r"its GPU, as noticed by nvJPEG's start"),
+    ],
+)
+def test_a_gpu_that_fails_at_the_start_is_no_torchvision_without_nvjpeg(error: Exception, told: str) -> None:
+    def failing(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        raise error
+
+    with pytest.raises(DeviceLost, match=told):
+        nvjpeg.GpuDecoder(failing)
+
+
 # ---- rows ------------------------------------------------------------------------------------------------
 
 FORMULAS = ("lapv", "lapm", "wavs", "brisque", "niqe")
@@ -281,6 +297,21 @@ def test_what_nvjpeg_raises_on_is_decoded_strictly_in_its_place(scorer_of: Any) 
     # The strict decoder has the last word on what nvJPEG refuses.
     assert found[2]["error_code"] == "truncated"
     assert found[2]["lapm_state"] == "failed:truncated"
+
+
+def test_a_score_from_before_stays_where_the_gpu_is_too_full_to_decode(
+    scorer_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    data = storage.Fetched(data=encode(ASTRONAUT, "JPEG"), etag=None)
+    (before,) = rows_of(scorer_of(by_torchvisions_cpu, ("lapm",)), [data.data])
+    scorer = scorer_of(by_torchvisions_cpu, ("lapm", "niqe"))
+    monkeypatch.setattr(nvjpeg, "upright", full)
+    complete = dict.fromkeys(("make", "model", "captured_at", "error_code", "error_message")) | before
+    row = scorer.row(Request(image_id="0", uri=None, previous=complete), data)
+    assert (row["status"], row["lapm"], row["niqe_state"]) == ("partial", before["lapm"], "failed:out_of_memory")
 
 
 def test_a_gpu_too_full_for_a_photograph_leaves_it_for_another_try(
@@ -418,9 +449,12 @@ def test_it_needs_a_gpu_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigurationError, match="the Ray cluster has no GPU that could decode"):
         planning.on_device(config.model_copy(update={"device": "cuda"}), plan, without)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(workers, "gpu_name", lambda: "0 of node a")
+    monkeypatch.setattr(workers, "ray", SimpleNamespace(get=lambda answer: answer))
+    journal = SimpleNamespace(known=SimpleNamespace(remote=lambda _: False))
     with pytest.raises(ConfigurationError, match=r"--decoder nvjpeg: a node .* has no CUDA device"):
         workers.on_this_machine(
-            dataclasses.replace(plan, device="cuda"), workers.WorkerSettings(run_id="r", image_timeout_s=9)
+            dataclasses.replace(plan, device="cuda"), workers.WorkerSettings(run_id="r", image_timeout_s=9), journal
         )
     with pytest.raises(ConfigurationError, match="needs a GPU"):
         qualitygate.score(SMALL, "lapm", decoder="nvjpeg")

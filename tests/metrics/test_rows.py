@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import skimage.data
 from PIL import Image
 
-from qualitygate.errors import DeviceLost, ErrorCode, Failure
+from qualitygate.errors import DeviceLost, ErrorCode, Failure, ImageError
+from qualitygate.images.decode import DecodePolicy
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import CATALOGUE
 from qualitygate.metrics.metric import Metric, Score, Scorer
-from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer
-from qualitygate.tables import storage
+from qualitygate.metrics.rows import Plan, Prepared, Request, Row, RowScorer, to_table
+from qualitygate.tables import manifest, scores, storage
 
 FOCUS = ("lapv", "lapm")
 
@@ -81,6 +84,72 @@ def test_scores_survive_a_failure_that_may_pass_and_no_other(file: Path) -> None
     assert scorer.row(asked, Failure(ErrorCode.TRANSIENT, "503")) is first
     gone = scorer.row(asked, Failure(ErrorCode.MISSING, "gone"))
     assert (gone["status"], gone["error_code"], gone["lapv"]) == ("error", "missing", None)
+
+
+def _out_of_memory(*_: object) -> Any:
+    raise MemoryError
+
+
+def test_scores_of_the_same_bytes_stay_and_count_where_their_pixels_cannot_be_had(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _score(file, RowScorer(Plan(metrics=("lapm",)), run_id="one"))
+    plan = Plan(metrics=("lapm", "niqe"))
+    scorer = RowScorer(plan, run_id="two")
+    monkeypatch.setattr("qualitygate.metrics.rows.decode", _out_of_memory)
+    row = _score(file, scorer, previous=first)
+    assert (row["status"], row["error_code"]) == ("partial", "out_of_memory")
+    assert (row["lapm"], row["lapm_state"]) == (first["lapm"], "ok")
+    assert (row["niqe"], row["niqe_state"]) == (None, "failed:out_of_memory")
+    assert (row["width"], row["height"]) == (512, 512)
+    # It is none of those without a score, for --max-error-rate; and the next run tries it again without being asked.
+    writer = scores.Writer(str(tmp_path / "out"), plan.metrics, "two")
+    writer.commit(to_table([row], writer.schema), writer.schema.empty_table())
+    pq.write_table(pa.table({"image_id": ["a"], "uri": [str(file)]}), tmp_path / "m.parquet")
+    wanted = manifest.load(str(tmp_path / "m.parquet"), tmp_path / "spool.parquet")
+    assert scores.audit(wanted, str(tmp_path / "out"), plan.metrics, complete=True).error_rate == 0
+    fingerprints = plan.fingerprints()
+    assert scores.write_pending(wanted, writer.table, fingerprints, retry=[], folder=tmp_path / "pending") == 1
+    (again,) = pq.read_table(tmp_path / "pending")["previous"].to_pylist()
+    monkeypatch.undo()
+    assert _score(file, scorer, previous=again)["status"] == "ok"
+
+
+def test_a_failure_that_may_pass_takes_no_scores_place(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither that of another fingerprint, nor those of the bytes before; a failure that won't pass does."""
+    plan = Plan(metrics=FOCUS)
+    first = _score(file, RowScorer(plan, run_id="one"))
+    other = tmp_path / "other.png"
+    Image.fromarray(skimage.data.camera()[:, ::-1]).save(other)
+    resized = RowScorer(replace(plan, policy=DecodePolicy(longest_side=256)), run_id="two")
+    same = RowScorer(plan, run_id="two")
+    monkeypatch.setattr("qualitygate.metrics.rows.decode", _out_of_memory)
+    for scorer, path in ((resized, file), (same, other)):
+        assert _score(path, scorer, previous=first) == first
+        assert _score(path, scorer)["status"] == "error"
+
+    def damaged(*_: object) -> Any:
+        raise ImageError(ErrorCode.TRUNCATED, "cut", width=9, height=8)
+
+    monkeypatch.setattr("qualitygate.metrics.rows.decode", damaged)
+    row = _score(other, same, previous=first)
+    assert (row["status"], row["lapm"], row["error_code"], row["width"]) == ("error", None, "truncated", 9)
+
+
+def test_a_network_that_kills_twice_is_left_alone_although_formulas_have_scores(file: Path) -> None:
+    """As `tables.scores` counts: by the attempts."""
+    several = replace(CATALOGUE["wavs"], device="gpu", batched=True)
+    scorer = RowScorer(Plan(metrics=("lapm", "wavs")), run_id="two")
+    crash = Failure(ErrorCode.WORKER_CRASH, "died")
+    row: Row | None = None
+    for attempt in (1, 2):
+        asked = Request(image_id="a", uri=str(file), previous=row)
+        prepared = scorer.prepare(asked, scorer.fetch(asked))
+        waiting = Prepared(row=prepared.row, previous=row, waiting=(several,))
+        row = {"error_code": None, "error_message": None} | scorer.without_networks(waiting, crash)
+        assert (row["status"], row["error_code"], row["attempts"]) == ("partial", "worker_crash", attempt)
 
 
 def test_attempts_count_failures_in_a_row() -> None:

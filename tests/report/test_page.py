@@ -540,6 +540,15 @@ def test_an_output_that_no_browser_opens_is_refused(tmp_path: Path) -> None:
     assert "is a folder; name a file" in refused(tmp_path, folder, output="folder.html")
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = maker.gate_run(tmp_path / "decisions")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(page, "render", lambda *_: pytest.fail("drawn"))
+    assert "can't be written to (File exists)" in refused(tmp_path, folder, output="file/report.html")
+
+
 def test_a_folder_with_nothing_known_is_named_with_what_was_meant(tmp_path: Path) -> None:
     maker.gate_run(tmp_path / "demo" / "decisions")
     maker.scoring(tmp_path / "demo" / "results")

@@ -81,12 +81,16 @@ def test_shrinking_averages_areas() -> None:
 
 
 def test_photographs_that_cannot_be_read_are_left_out_and_many_refuse_the_training() -> None:
-    failures = [Failure(ErrorCode.MISSING, "no such file")] * 2 + [Failure(ErrorCode.TRUNCATED, "ends early")]
+    missing, short = Failure(ErrorCode.MISSING, "no such file"), Failure(ErrorCode.TRUNCATED, "ends early")
+    unread = data.unread([f"p{row}" for row in range(30)], [(3, missing), (4, short), (29, missing)])
     assert data.refuse_unreadable([], 10) is None
-    said = data.refuse_unreadable(failures, 30)
-    assert said == "3 of 30 photographs can't be read and are left out (2 missing, 1 truncated)"
-    with pytest.raises(ConfigurationError, match=r"3 of 29 .*2 missing, 1 truncated; the first: no such file.*10%"):
-        data.refuse_unreadable(failures, 29)
+    said = (
+        "3 of 30 photographs can't be read (2 missing, 1 truncated: 'p3', 'p4', 'p29'; the first: no such file) "
+        "and are left out"
+    )
+    assert data.refuse_unreadable(unread, 30) == said
+    with pytest.raises(ConfigurationError, match=r"3 of 29 .*2 missing, 1 truncated: 'p3', .*no such file\): .*10%"):
+        data.refuse_unreadable(unread, 29)
 
 
 # ---- splits ------------------------------------------------------------------------------------------------
