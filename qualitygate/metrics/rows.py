@@ -497,11 +497,10 @@ class RowScorer:
                 found = self._scorers[metric.name](photographs)
         except DeviceLost:
             raise
-        except MemoryError:
-            if len(photographs) == 1:
+        except Exception as error:
+            if len(photographs) == 1 and self._lacks_memory(error):
                 size = _size(photographs[0])
                 return [Failure(ErrorCode.OUT_OF_MEMORY, f"{metric.name}: no memory for {size}")]
-        except Exception as error:
             # A scorer promises not to raise. If one does, that is our bug, but no reason to lose the run.
             if len(photographs) == 1:
                 logger.exception("%s raised for a photograph of %s", metric.name, _size(photographs[0]))
@@ -525,6 +524,14 @@ class RowScorer:
         from qualitygate.metrics.memory import telling_of_a_lost_gpu
 
         return telling_of_a_lost_gpu(during)
+
+    def _lacks_memory(self, error: Exception) -> bool:
+        """Also as a GPU's libraries say it."""
+        if self._plan.device != "cuda":
+            return isinstance(error, MemoryError)
+        from qualitygate.metrics.memory import is_out_of_memory
+
+        return is_out_of_memory(error)
 
     def _store(self, row: Row, metric: Metric, score: Score) -> None:
         row[scores.fingerprint_column(metric.name)] = self._fingerprint(metric, row["box"])

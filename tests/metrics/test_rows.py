@@ -176,6 +176,15 @@ def test_a_metric_or_a_decoder_with_a_bug_costs_its_row_alone(file: Path, monkey
     assert "ZeroDivisionError" in row["error_message"]
     scorer._scorers["lapv"] = exhausted
     assert _score(file, scorer)["lapv_state"] == "failed:out_of_memory"
+
+    def full(_: Any) -> Any:
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")
+
+    on_a_gpu = RowScorer(Plan(metrics=FOCUS, device="cuda"), run_id="gpu")
+    on_a_gpu._scorers["lapv"] = full
+    assert _score(file, on_a_gpu)["lapv_state"] == "failed:out_of_memory"
+    scorer._scorers["lapv"] = full
+    assert _score(file, scorer)["lapv_state"] == "failed:unsupported"
     scorer._scorers["lapv"] = lambda _: [float("nan")]
     row = _score(file, scorer)
     assert (row["lapv"], row["lapv_state"]) == (None, "failed:non_finite")
