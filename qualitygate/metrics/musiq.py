@@ -353,9 +353,9 @@ def _typical(name: str, empty: torch.Tensor, preset: Preset) -> tuple[float, flo
 
 def network(state_dict: Mapping[str, torch.Tensor], preset: Preset) -> Musiq:
     """The network in float32 with these parameters, not copied; ConfigurationError unless all fit exactly."""
-    empty = _empty(preset)
-    load_strictly(empty, {name: tensor.float() for name, tensor in state_dict.items()}, preset.name)
-    return empty.eval().requires_grad_(False)
+    loaded = _empty(preset)
+    load_strictly(loaded, state_dict, preset.name)
+    return loaded.eval().requires_grad_(False).float()
 
 
 # ---- scoring ---------------------------------------------------------------------------------------------

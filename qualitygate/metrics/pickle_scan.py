@@ -256,7 +256,8 @@ class _Playing:
             refuse("makes a tensor of other things than a storage and numbers")
         if len(sizes.items) != len(strides.items) or offset < 0:
             refuse("makes a tensor whose numbers don't fit each other")
-        requires_grad, hooks, kind = [*more, *[False, None, None][len(more) :]]
+        padded: list[Any] = [*more, *[False, None, None][len(more) :]]
+        requires_grad, hooks, kind = padded
         if type(requires_grad) is not bool or not (hooks is None or _is(hooks, "dict")):
             refuse("makes a tensor with more than numbers")
         element = storage.element
