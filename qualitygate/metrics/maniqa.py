@@ -330,6 +330,11 @@ def _empty(scale: float) -> Maniqa:
         return Maniqa(scale)
 
 
+def described(preset: Preset) -> Maniqa:
+    """The network of a preset without memory for its parameters: their names, shapes and types."""
+    return _empty(preset.scale)
+
+
 def _seeded(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     if key.endswith("relative_position_index"):
         return relative_positions()

@@ -319,6 +319,11 @@ def _empty(preset: Preset) -> Musiq:
         return Musiq(preset)
 
 
+def described(preset: Preset) -> Musiq:
+    """The network of a preset without memory for its parameters: their names, shapes and types."""
+    return _empty(preset)
+
+
 def seeded_state_dict(seed: int, preset: Preset) -> dict[str, torch.Tensor]:
     """The full published layout with random numbers, equal for equal seeds: for tests and plumbing.
 
