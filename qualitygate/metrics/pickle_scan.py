@@ -9,15 +9,20 @@ storages, storages within the file, and of torch only what state dictionaries ne
 import pickletools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
 
 from qualitygate.errors import ConfigurationError
 from qualitygate.metrics.naming import shown
+
+if TYPE_CHECKING:
+    import torch
 
 # Some 40 for a tensor: the 460 of the largest network here take 13,000, fifteen hundred with an optimizer's 200,000.
 MOST_OPERATIONS = 1_000_000
 # Tensors lie two deep in a file, an optimizer's settings five.
 DEEPEST = 32
+# What torch's tensors have at most.
+MOST_DIMENSIONS = 64
 # The magic number, torch's protocol, the machine, what was saved, the names of the storages that follow.
 LEGACY_PICKLES = 5
 
@@ -59,12 +64,13 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class _Thing:
     """Stands for what a pickle makes and is no number, text, truth value or None.
 
-    items: of tuples and lists. name: of a global, and of the class of a dictionary. bytes, element: of a storage.
-    depth: of what is inside when it is made or added to.
+    items: of tuples and lists. entries: of a dictionary, at most. name: of a global, and of the class of a dictionary.
+    bytes, element: of a storage. depth: of what is inside when it is made or added to.
     """
 
     kind: Literal["tuple", "list", "dict", "global", "storage", "tensor"]
     items: list[Any] = field(default_factory=list)
+    entries: int = 0
     name: str = ""
     bytes: int = 0
     element: int = 1
@@ -114,8 +120,10 @@ def _is(thing: object, kind: str) -> bool:
 
 
 def _are_counts(thing: object) -> bool:
-    """Whether it stands for a tuple of whole numbers, none below zero."""
-    return isinstance(thing, _Thing) and thing.kind == "tuple" and all(type(n) is int and n >= 0 for n in thing.items)
+    """Whether it stands for a tuple of whole numbers, none below zero, no more of them than a tensor has dimensions."""
+    if not isinstance(thing, _Thing) or thing.kind != "tuple" or len(thing.items) > MOST_DIMENSIONS:
+        return False
+    return all(type(number) is int and number >= 0 for number in thing.items)
 
 
 class _Playing:
@@ -135,11 +143,14 @@ class _Playing:
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         for operation, argument, _ in pickletools.genops(file):
-            self._operations += 1
-            if self._operations > MOST_OPERATIONS:
-                refuse(f"has more than {MOST_OPERATIONS:,} operations, several times those of a large network")
+            self._count(1)
             self._do(operation.name, argument)
         return self._stack.pop()
+
+    def _count(self, operations: int) -> None:
+        self._operations += operations
+        if self._operations > MOST_OPERATIONS:
+            refuse(f"has more than {MOST_OPERATIONS:,} operations, several times those of a large network")
 
     def _do(self, name: str, argument: Any) -> None:
         stack = self._stack
@@ -179,6 +190,7 @@ class _Playing:
             # The versions of its modules, which torch puts beside a state dictionary.
             if not (_is(stack[-1], "dict") and stack[-1].name == _ORDERED and _is(state, "dict")):
                 refuse("sets the state of what is no state dictionary")
+            self._count(state.entries)
         elif name == "BINPERSID":
             (identity,) = self._taken(1)
             stack.append(self._storage(identity))
@@ -216,14 +228,12 @@ class _Playing:
         for name in items[::2]:
             if isinstance(name, _Thing):
                 refuse(f"has a {name.kind} for a name, where tensors have text")
+        thing.entries += len(items) // 2
         self._filled(thing, items)
 
     def _allowed(self, name: str) -> str:
-        import torch
-
         module, _, last = name.partition(" ")
-        known = name in _CALLED or name in _STORAGES
-        if not known and not (module == "torch" and isinstance(getattr(torch, last, None), torch.dtype)):
+        if name not in _CALLED and name not in _STORAGES and _type_of_numbers(name) is None:
             refuse(f"asks for {shown(f'{module}.{last}', quoted=False)}, which a file of tensors doesn't need")
         return name
 
@@ -240,10 +250,13 @@ class _Playing:
         if name in (_ORDERED, _COUNTER) and not given:
             return _Thing(kind="dict", name=name)
         if name == _COUNTER and len(given) == 1 and _is(given[0], "dict"):
-            return self._filled(_Thing(kind="dict", name=name), given)
+            # A pickle of few operations may copy a large one many times.
+            self._count(given[0].entries)
+            return self._filled(_Thing(kind="dict", name=name, entries=given[0].entries), given)
         if name == _ORDERED and len(given) == 1 and _is(given[0], "list"):
             # As Python 2 wrote them: a list of pairs.
             made = _Thing(kind="dict", name=name)
+            self._count(len(given[0].items))
             for pair in given[0].items:
                 if not (isinstance(pair, _Thing) and pair.kind in ("list", "tuple") and len(pair.items) == 2):
                     refuse("makes a dictionary of what are no pairs")
@@ -260,22 +273,15 @@ class _Playing:
         requires_grad, hooks, kind = padded
         if type(requires_grad) is not bool or not (hooks is None or _is(hooks, "dict")):
             refuse("makes a tensor with more than numbers")
-        element = storage.element
-        if kind is not None:
-            element = self._element(kind)
+        numbers = _type_of_numbers(kind.name) if _is(kind, "global") else None
+        if kind is not None and numbers is None:
+            refuse("makes a tensor of no known type")
+        element = storage.element if numbers is None else numbers.itemsize
         last = offset + sum((size - 1) * stride for size, stride in zip(sizes.items, strides.items, strict=True))
         # torch would make the storage larger, to any size.
         if all(sizes.items) and (last + 1) * element > storage.bytes:
             refuse("makes a tensor that is larger than its storage")
         return _Thing(kind="tensor")
-
-    def _element(self, kind: Any) -> int:
-        import torch
-
-        found = getattr(torch, kind.name.partition(" ")[2], None) if _is(kind, "global") else None
-        if not isinstance(found, torch.dtype):
-            refuse("makes a tensor of no known type")
-        return found.itemsize
 
     def _storage(self, identity: Any) -> _Thing:
         """The storage of ("storage", its type, name, device, elements) and, in older files, of which it is a part."""
@@ -306,3 +312,13 @@ class _Playing:
 
 def _tuple(*items: Any) -> _Thing:
     return _Thing(kind="tuple", items=list(items))
+
+
+def _type_of_numbers(name: str) -> "torch.dtype | None":
+    """What a global such as `torch float32` names; None where that is no type of numbers."""
+    import torch
+
+    module, _, last = name.partition(" ")
+    # Not by getattr, for which torch may import parts of itself.
+    found = vars(torch).get(last) if module == "torch" else None
+    return found if isinstance(found, torch.dtype) else None

@@ -86,6 +86,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "codec": (b"\x80\x02c_codecs\nencode\n" + _text("x") + b"\x85R.", r"asks for _codecs\.encode"),
     "larger than its storage": (_named(_tensor(_storage(4), LAST)), "larger than its storage"),
     "far apart": (_named(_tensor(_storage(4), 2, stride=LAST)), "larger than its storage"),
+    "of many dimensions": (
+        _named(_tensor(_storage(4), 4).replace(_number(4) + b"\x85", b"(" + b"K\x01" * 65 + b"t")),
+        "other things than a storage and numbers",
+    ),
     "behind its storage": (_named(_tensor(_storage(4), 1, offset=LAST)), "larger than its storage"),
     "below its storage": (_named(_tensor(_storage(4), 1, offset=-1)), "don't fit each other"),
     "called with more": (_dictionary(_text("a"), b"ctorch\nSize\n" + _text("x") + b"\x85R"), r"calls torch\.Size"),
@@ -130,9 +134,24 @@ def test_storages_that_are_not_in_the_file(tmp_path: Path, monkeypatch: pytest.M
         state_dicts.read(tmp_path / "x.pth")
 
 
-def test_the_work_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+_ENTRIES = b"(" + b"".join(_text(str(number)) + b"K\x01" for number in range(100)) + b"u"
+_PAIRS = b"]" + b"".join(_text(str(number)) + b"K\x01\x86a" for number in range(100))
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"".join(b"K\x01" for _ in range(1000)),
+        b"}" + _ENTRIES + b"q\x00" + b"ccollections\nCounter\nh\x00\x85R" * 10,
+        b"}" + _ENTRIES + b"q\x00ccollections\nOrderedDict\n)R" + b"h\x00b" * 10,
+        _PAIRS + b"q\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 10,
+    ],
+    ids=["operations", "counters", "states", "pairs"],
+)
+def test_the_work_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: bytes) -> None:
     monkeypatch.setattr(pickle_scan, "MOST_OPERATIONS", 1000)
-    torch.save({str(number): torch.zeros(1) for number in range(50)}, tmp_path / "x.pth")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked to open it"))
+    (tmp_path / "x.pth").write_bytes(_archive(b"\x80\x02" + pickled + b"."))
     with pytest.raises(ConfigurationError, match="has more than 1,000 operations"):
         state_dicts.read(tmp_path / "x.pth")
 
