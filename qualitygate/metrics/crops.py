@@ -22,6 +22,7 @@ from qualitygate.errors import ConfigurationError, ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics.memory import is_out_of_memory, made_up, pixels, upload
 from qualitygate.metrics.metric import Device, Score
+from qualitygate.metrics.naming import shown
 from qualitygate.metrics.precision import Precision
 from qualitygate.metrics.reference import full_precision
 
@@ -284,6 +285,11 @@ def _totals(done: Sequence[_Done], photographs: int) -> list[npt.NDArray[np.floa
 # ---- parameters ------------------------------------------------------------------------------------------
 
 
+# Counts the batches of a training: no score depends on it, and files of before 2018 lack it. torch's strict loading
+# makes one where there is none.
+_COUNTER = "num_batches_tracked"
+
+
 def load_strictly(network: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str) -> None:
     """Give the network these parameters without copying them; ConfigurationError unless they are its own."""
     check_state(network, state, name)
@@ -291,27 +297,30 @@ def load_strictly(network: torch.nn.Module, state: Mapping[str, torch.Tensor], n
 
 
 def check_state(network: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str) -> None:
-    """ConfigurationError unless keys and shapes match, and numbers are real where the network's are."""
+    """ConfigurationError unless keys and shapes match, and numbers are real, or indices, where the network's are."""
     expected = network.state_dict()
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
+    needed = {key: tensor for key, tensor in expected.items() if not key.endswith(_COUNTER)}
+    missing = [key for key in needed if key not in state]
+    unexpected = [shown(key, quoted=False) for key in state if key not in expected]
     misshapen = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in expected.items()
         if key in state and state[key].shape != tensor.shape
     ]
-    mistyped = [
-        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
-        for key, tensor in expected.items()
-        if key in state and tensor.is_floating_point() and not state[key].is_floating_point()
-    ]
+    mistyped: dict[bool, list[str]] = {True: [], False: []}
+    for key, tensor in needed.items():
+        given = state[key].dtype if key in state else tensor.dtype
+        real = tensor.is_floating_point()
+        if not given.is_floating_point if real else given != tensor.dtype:
+            mistyped[real].append(f"{key} {str(given).removeprefix('torch.')}")
     problems = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
         for what, keys in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", misshapen),
-            ("no real numbers", mistyped),
+            ("no real numbers", mistyped[True]),
+            ("of another type", mistyped[False]),
         )
         if keys
     ]

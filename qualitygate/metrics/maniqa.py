@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qualitygate.errors import ConfigurationError
 from qualitygate.metrics import compiling, crops, half
 from qualitygate.metrics.metric import Device, Scorer
 from qualitygate.metrics.precision import Precision
@@ -329,6 +330,11 @@ def _empty(scale: float) -> Maniqa:
         return Maniqa(scale)
 
 
+def described(preset: Preset) -> Maniqa:
+    """The network of a preset without memory for its parameters: their names, shapes and types."""
+    return _empty(preset.scale)
+
+
 def _seeded(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     if key.endswith("relative_position_index"):
         return relative_positions()
@@ -359,6 +365,7 @@ def load(
     crops.check_precision(precision, preset.name)
     network = _empty(preset.scale)
     crops.load_strictly(network, state_dict, preset.name)
+    _check_positions(network, preset.name)
     network.drop_unused()
     network.requires_grad_(False).eval().to(device=device, dtype=torch.float32)
     if precision == "fast":
@@ -376,6 +383,20 @@ def load(
         batch=GPU_BATCH[precision] if device == "cuda" else crops.CPU_BATCH,
         padded=compiled,
     )
+
+
+def _check_positions(network: Maniqa, name: str) -> None:
+    """These are no parameters, though files have them: others would point outside of the table of biases."""
+    wrong = [
+        key
+        for key, buffer in network.named_buffers()
+        if key.endswith("relative_position_index") and not torch.equal(buffer, relative_positions())
+    ]
+    if wrong:
+        raise ConfigurationError(
+            f"these weights are not those of {name}: {wrong[0]} isn't the index of windows of {WINDOW} x {WINDOW}; "
+            "check which file belongs to it with 'qualitygate weights list'"
+        )
 
 
 def _photograph_score(sums: npt.NDArray[np.float64]) -> float:

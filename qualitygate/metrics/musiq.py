@@ -319,6 +319,11 @@ def _empty(preset: Preset) -> Musiq:
         return Musiq(preset)
 
 
+def described(preset: Preset) -> Musiq:
+    """The network of a preset without memory for its parameters: their names, shapes and types."""
+    return _empty(preset)
+
+
 def seeded_state_dict(seed: int, preset: Preset) -> dict[str, torch.Tensor]:
     """The full published layout with random numbers, equal for equal seeds: for tests and plumbing.
 
@@ -353,9 +358,9 @@ def _typical(name: str, empty: torch.Tensor, preset: Preset) -> tuple[float, flo
 
 def network(state_dict: Mapping[str, torch.Tensor], preset: Preset) -> Musiq:
     """The network in float32 with these parameters, not copied; ConfigurationError unless all fit exactly."""
-    empty = _empty(preset)
-    load_strictly(empty, {name: tensor.float() for name, tensor in state_dict.items()}, preset.name)
-    return empty.eval().requires_grad_(False)
+    loaded = _empty(preset)
+    load_strictly(loaded, state_dict, preset.name)
+    return loaded.eval().requires_grad_(False).float()
 
 
 # ---- scoring ---------------------------------------------------------------------------------------------

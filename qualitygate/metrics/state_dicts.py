@@ -1,18 +1,20 @@
 """Tensors out of a file of parameters, and nothing but tensors: no file gets to run code here.
 
 Three formats are opened: torch's zip archives and its older files through `weights_only=True`, whose
-unpickler knows tensors, numbers, strings and containers and refuses everything else before it is called; and
-safetensors, which holds no code at all. A bare pickle, a TorchScript archive or a tar is not opened.
+unpickler knows tensors, numbers, strings and containers and refuses everything else before it is called, and only
+after `pickle_scan` has found out what it would make; and safetensors, which holds no code at all. A bare pickle, a
+TorchScript archive or a tar is not opened.
 """
 
-import re
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qualitygate.errors import ConfigurationError
-from qualitygate.metrics import weights_manifest
+from qualitygate.metrics import pickle_scan, weights_manifest
+from qualitygate.metrics.naming import shown
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +24,6 @@ Format = Literal["zip", "legacy", "safetensors"]
 ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, pickled
 WRAPPER = "module."  # what DataParallel puts before every name
-
-_REFUSED = re.compile(r"GLOBAL ([\w.]+)")  # as torch's unpickler names what it won't load
 
 
 def read(path: Path, *, named: str | None = None) -> "dict[str, torch.Tensor]":
@@ -79,6 +79,9 @@ def _read_torch(path: Path, form: Format) -> Any:
 
     if form == "zip":
         _check_archive(path)
+    else:
+        with open(path, "rb") as file:
+            pickle_scan.check_legacy(file, path.stat().st_size)
     # Of a path torch goes by the ending; through the open file a wrong ending can't mislead it.
     if form == "legacy" or path.suffix == ".safetensors":
         with open(path, "rb") as file:
@@ -88,12 +91,24 @@ def _read_torch(path: Path, form: Format) -> Any:
 
 def _check_archive(path: Path) -> None:
     """torch writes its archives uncompressed: one that would unfold to more than its size is none of its."""
+    import torch
+
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    if any(entry.filename.endswith("/constants.pkl") or "/code/" in entry.filename for entry in entries):
-        raise ConfigurationError("is refused: a TorchScript archive holds code; a state dictionary is needed")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ConfigurationError("is refused: a compressed archive, which torch.save doesn't write")
+        if any(entry.filename.endswith("/constants.pkl") or "/code/" in entry.filename for entry in entries):
+            raise ConfigurationError("is refused: a TorchScript archive holds code; a state dictionary is needed")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ConfigurationError("is refused: a compressed archive, which torch.save doesn't write")
+        # torch takes A for a.
+        if len({entry.filename.lower() for entry in entries}) < len(entries):
+            raise ConfigurationError("is refused: an archive with two members of one name")
+        folder = entries[0].filename.partition("/")[0]
+        pickled = archive.read(f"{folder}/data.pkl")
+    # An archive may have two tables of contents: what is looked at is what torch will read.
+    if torch._C.PyTorchFileReader(str(path)).get_record("data.pkl") != pickled:
+        raise ConfigurationError("is refused: an archive with two tables of contents")
+    sizes = {entry.filename.removeprefix(f"{folder}/data/"): entry.file_size for entry in entries}
+    pickle_scan.check_archive(io.BytesIO(pickled), sizes)
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -105,15 +120,10 @@ def _read_safetensors(path: Path) -> Any:
 def _what_is_wrong(error: Exception) -> str:
     import pickle
 
-    text = " ".join(str(error).split())
-    found = _REFUSED.search(text)
-    if isinstance(error, pickle.UnpicklingError) and (found or re.search("unsupported|can only", text, re.IGNORECASE)):
-        wanted = f"asks for {found.group(1)}" if found else "holds more than tensors"
-        return (
-            f"is refused: its pickle {wanted}, which a file of tensors doesn't need; nothing of it was run. Take the "
-            "file from its publisher, or convert it to safetensors where it can be trusted"
-        )
-    return f"is truncated or damaged ({type(error).__name__}: {text[:120]}): fetch it again"
+    if isinstance(error, pickle.UnpicklingError):
+        return pickle_scan.refusal("holds more than tensors")
+    said = shown(" ".join(str(error).split()), quoted=False)
+    return f"is truncated or damaged ({type(error).__name__}: {said}): fetch it again"
 
 
 def _out_of_container(loaded: Any, named: str) -> Mapping[Any, Any]:
@@ -144,12 +154,12 @@ def _only_tensors(state: Mapping[Any, Any], named: str, size: int) -> "dict[str,
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             kind = type(value).__name__ if isinstance(key, str) else f"key of type {type(key).__name__}"
-            raise ConfigurationError(f"{named!r} holds something that is no tensor: {_short(key)} is a {kind}")
+            raise ConfigurationError(f"{named!r} holds something that is no tensor: {shown(key)} is a {kind}")
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise ConfigurationError(f"{named!r}: {_short(key)} is no plain tensor ({value.layout}, {value.device})")
+            raise ConfigurationError(f"{named!r}: {shown(key)} is no plain tensor ({value.layout}, {value.device})")
         name = key.removeprefix(WRAPPER)
         if name in tensors:
-            raise ConfigurationError(f"{named!r} holds {_short(name)} twice, with and without {WRAPPER!r}")
+            raise ConfigurationError(f"{named!r} holds {shown(name)} twice, with and without {WRAPPER!r}")
         tensors[name] = value.detach()
     if not tensors:
         raise ConfigurationError(f"{named!r} holds no tensors")
@@ -160,10 +170,5 @@ def _only_tensors(state: Mapping[Any, Any], named: str, size: int) -> "dict[str,
 
 
 def _listed(state: Mapping[Any, Any]) -> str:
-    shown = [_short(key) for key in list(state)[:5]]
-    return "it holds " + ", ".join(shown) + (", ..." if len(state) > 5 else "")
-
-
-def _short(key: object) -> str:
-    text = repr(key)
-    return text if len(text) <= 80 else text[:77] + "..."
+    names = [shown(key) for key in list(state)[:5]]
+    return "it holds " + ", ".join(names) + (", ..." if len(state) > 5 else "")

@@ -94,8 +94,8 @@ def fetch(
     accept_new_hash: take and pin a file of which no hash is published, or one that differs from the lock.
 
     A file that is there and as pinned isn't downloaded again; of two processes at once one downloads. Nothing
-    is kept that isn't what was published or pinned, or that holds more than tensors. Raises
-    ConfigurationError.
+    is kept that isn't what was published or pinned, that holds more than tensors, or those of another network.
+    Raises ConfigurationError.
     """
     entry = weights_manifest.lookup(name)
     home = _local_folder(folder)
@@ -109,7 +109,7 @@ def fetch(
             if there.sha256 == pinned:
                 return Fetched(name=entry.name, path=path, sha256=there.sha256, bytes=there.bytes, downloaded=False)
             if pinned is None and (entry.head or accept_new_hash) and _mismatch(entry, there, None) is None:
-                state_dicts.read(path)
+                _check_content(entry, path, str(path))
                 return _pin(entry, path, there, "found in the folder", downloaded=False)
         if not (entry.head or pinned or accept_new_hash):
             raise ConfigurationError(
@@ -124,7 +124,7 @@ def fetch(
                     f"{entry.name} from {storage.redact(origin)!r}: {problem}; nothing was kept. Fetch again, or name "
                     "another source with --from" + _accepting(entry, pinned)
                 )
-            state_dicts.read(arriving, named=storage.redact(origin))
+            _check_content(entry, arriving, storage.redact(origin))
             weights_transfer.publish(arriving, path)
         return _pin(entry, path, received, storage.redact(origin), downloaded=True)
 
@@ -201,6 +201,19 @@ def _mismatch(entry: Entry, found: weights_transfer.Received, pinned: str | None
     return None
 
 
+def _check_content(entry: Entry, path: Path, named: str) -> None:
+    """ConfigurationError unless the file holds tensors, nothing else, and they are those of the entry's network."""
+    state = state_dicts.read(path, named=named)
+    if entry.network is None:
+        return
+    from qualitygate.metrics import layouts
+
+    try:
+        layouts.check(entry, state)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{named!r}: {error}") from error
+
+
 # ---- weights.lock ----------------------------------------------------------------------------------------
 
 
@@ -255,6 +268,8 @@ def _pin(entry: Entry, path: Path, found: weights_transfer.Received, origin: str
 def verify(name: str | None = None, folder: str | Path | None = None) -> list[Checked]:
     """Hash each file of the folder again, compare it with the lock and what is published, and open it safely.
 
+    Its tensors must be those of its network, by names, shapes and types.
+
     name: only this one; default: all that the folder or its lock has. ConfigurationError where that is none.
     """
     home = _local_folder(folder)
@@ -282,7 +297,7 @@ def _verified(entry: Entry, home: Path, lock: Mapping[str, Mapping[str, Any]]) -
             if problem is None and pinned is None:
                 problem = f"not in {LOCK_FILE}; run 'qualitygate weights fetch {entry.name}' to pin it"
             if problem is None:
-                state_dicts.read(path)
+                _check_content(entry, path, str(path))
     except ConfigurationError as error:
         problem = str(error)
     return Checked(name=entry.name, file=entry.file, sha256=sha256, problem=problem)

@@ -29,6 +29,7 @@ class Entry:
     sha256_prefix: str | None = None
     bytes: int | None = None
     state_dict_key: str | None = None
+    network: str | None = None
 
     @property
     def head(self) -> str | None:

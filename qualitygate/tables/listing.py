@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -76,22 +76,25 @@ def hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def walk(root: str) -> Iterator[Listed]:
+def walk(root: str, special: Callable[[], object] = lambda: None) -> Iterator[Listed]:
     """Every regular file below a folder or prefix, in order of name, in bounded memory.
 
     Names that start with `.` or `_` are left out, files and folders alike. Links to files are followed, links
     to folders aren't (they may lead in circles). What can't be looked into, a link to nowhere or a folder
     without permission, is listed too: reading it will say why. ImageError where the root can't be listed.
+
+    special: called for each pipe, socket and device, and each link to one. They are not listed and never opened:
+        that may wait for ever, or have effects.
     """
     if is_local(root):
-        yield from _walk_local(os.fsdecode(local_path(root)))
+        yield from _walk_local(os.fsdecode(local_path(root)), special)
     elif reading.in_object_store(root):
         for table in _ObjectListing(root, DEFAULT).pages(stores.address(root).key):
             for row in table.to_pylist():
                 yield Listed(**row)
     else:
         store, path = reading.file_system(root)
-        yield from _walk_arrow(store, path, root)
+        yield from _walk_arrow(store, path, root, special)
 
 
 def everything(root: str) -> Iterator[Listed]:
@@ -133,12 +136,14 @@ def everything(root: str) -> Iterator[Listed]:
                 )
 
 
-def batches(root: str, *, in_order: bool = False, access: Access = DEFAULT) -> Iterator[pa.Table]:
+def batches(
+    root: str, *, in_order: bool = False, access: Access = DEFAULT, special: Callable[[], object] = lambda: None
+) -> Iterator[pa.Table]:
     """The same in tables of `listed_schema`, from object stores in parallel and in no order, unless asked for."""
     if not is_local(root) and reading.in_object_store(root) and not in_order:
         yield from _ObjectListing(root, access).parallel()
     else:
-        yield from as_tables(walk(root))
+        yield from as_tables(walk(root, special))
 
 
 def as_tables(listing: Iterator[Listed]) -> Iterator[pa.Table]:
@@ -163,7 +168,7 @@ def _table(rows: list[tuple[Any, ...]]) -> pa.Table:
     )
 
 
-def _walk_local(root: str) -> Iterator[Listed]:
+def _walk_local(root: str, special: Callable[[], object]) -> Iterator[Listed]:
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -183,6 +188,8 @@ def _walk_local(root: str) -> Iterator[Listed]:
                 folders.append(name)
             elif _is_file_or_broken_link(entry):
                 yield listed_file(os.path.join(root, name), name)
+            elif is_special(entry.path):
+                special()
         pending.extend(reversed(folders))
 
 
@@ -191,6 +198,15 @@ def _is_file_or_broken_link(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:  # a link that leads in a circle
         return True
+
+
+def is_special(path: str) -> bool:
+    """Whether a path is that of a pipe, a socket or a device, or of a link to one."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def listed_file(path: str, name: str) -> Listed:
@@ -216,7 +232,7 @@ def _marks(path: str | bytes) -> tuple[str | None, int | None, datetime | None]:
     return local_etag(status), status.st_size, datetime.fromtimestamp(status.st_mtime, UTC)
 
 
-def _walk_arrow(store: Any, root: str, uri: str) -> Iterator[Listed]:
+def _walk_arrow(store: Any, root: str, uri: str, special: Callable[[], object]) -> Iterator[Listed]:
     import pyarrow.fs
 
     prefix, suffix = split_options(uri)
@@ -239,6 +255,8 @@ def _walk_arrow(store: Any, root: str, uri: str) -> Iterator[Listed]:
                     bytes=info.size,
                     modified=info.mtime,
                 )
+            elif info.type.name == "Unknown":
+                special()
         pending.extend(reversed(folders))
 
 

@@ -179,14 +179,17 @@ def list_images(source: str, wanted: Wanted, found: shards.Found) -> Iterator[pa
     ordered = not is_unordered(source, wanted)
     try:
         if storage.is_folder(source):
-            root, tables = source, listing.batches(source, in_order=ordered, access=wanted.access)
+            root, tables = (
+                source,
+                listing.batches(source, in_order=ordered, access=wanted.access, special=found.add_special),
+            )
         elif storage.exists(source):
             if source.lower().endswith(TABLE_SUFFIXES) and not shards.holds_images(source, wanted.access):
                 return None
             root, tables = source.rpartition("/")[0], listing.as_tables(iter([_single(source)]))
         elif _WILDCARDS.search(source):
             root = _root_of(source)
-            tables = _matching(source, root, wanted.access, ordered=ordered)
+            tables = _matching(source, root, wanted.access, found, ordered=ordered)
         else:
             raise ConfigurationError(f"--input {storage.redact(source)!r} does not exist; check the path")
     except OSError as error:
@@ -245,19 +248,25 @@ def _root_of(pattern: str) -> str:
     return pattern[: start.start()].rpartition("/")[0] or "/"
 
 
-def _matching(pattern: str, root: str, access: Access, *, ordered: bool) -> Iterator[pa.Table]:
+def _matching(pattern: str, root: str, access: Access, found: shards.Found, *, ordered: bool) -> Iterator[pa.Table]:
     """Files that match a glob; ids are relative to the part before the first wildcard."""
     if storage.is_local(pattern):
-        names = ((path, os.path.relpath(path, root)) for path in sorted(glob.iglob(pattern, recursive=True)))
-        return listing.as_tables(
-            storage.listed_file(path, name)
-            for path, name in names
-            if os.path.isfile(path) and not any(storage.hidden(part) for part in name.split("/"))
-        )
+        return listing.as_tables(_matching_local(pattern, root, found))
     return (
         table.filter(pa.array([fnmatch.fnmatchcase(uri, pattern) for uri in table["uri"].to_pylist()], pa.bool_()))
         for table in listing.batches(root, in_order=ordered, access=access)
     )
+
+
+def _matching_local(pattern: str, root: str, found: shards.Found) -> Iterator[storage.Listed]:
+    for path in sorted(glob.iglob(pattern, recursive=True)):
+        name = os.path.relpath(path, root)
+        if any(storage.hidden(part) for part in name.split("/")):
+            continue
+        if os.path.isfile(path):
+            yield storage.listed_file(path, name)
+        elif listing.is_special(path):
+            found.add_special()
 
 
 def write_rows(tables: Iterator[pa.Table], writer: pq.ParquetWriter, limit: int | None = None) -> int:

@@ -53,13 +53,15 @@ _BLOCK = tarfile.BLOCKSIZE
 
 @dataclass(slots=True)
 class Found:
-    """What taking files apart has met so far. Threads may share it.
+    """What listing an input and taking its files apart has met so far. Threads may share it.
 
-    left_out: members that aren't images by their name; damaged: names of files that couldn't be read to their end.
+    left_out: members that aren't images by their name; damaged: names of files that couldn't be read to their end;
+    special: pipes, sockets and devices, which aren't opened.
     """
 
     shards: int = 0
     left_out: int = 0
+    special: int = 0
     damaged: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -70,9 +72,16 @@ class Found:
             self.left_out += left_out
             self.damaged += damaged
 
+    def add_special(self) -> None:
+        """Count a pipe, socket or device."""
+        with self._lock:
+            self.special += 1
+
     def notes(self) -> list[str]:
         """What the user should know, a line each."""
         notes = []
+        if self.special:
+            notes.append(f"pipes, sockets and devices are left out and not opened: {self.special:,}")
         if self.left_out:
             notes.append(f"{self.left_out:,} members of archives aren't images by their names and are left out")
         if self.damaged:

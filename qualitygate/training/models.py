@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qualitygate.errors import ConfigurationError
+from qualitygate.metrics.naming import shown
 
 State = Mapping[str, Tensor]
 
@@ -154,7 +155,9 @@ def _check_fit(architecture: str, classes: int, image_size: int, state: State) -
         name: tuple(value.shape) for name, value in _described(architecture, classes, image_size).state_dict().items()
     }
     given = {name: tuple(value.shape) for name, value in state.items()}
-    absent, extra = [name for name in wanted if name not in given], [name for name in given if name not in wanted]
+    # Older files lack the counters of batches, which torch's strict loading then makes.
+    absent = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
+    extra = [shown(name, quoted=False) for name in given if name not in wanted]
     other = [
         f"{name} {given[name]} instead of {wanted[name]}"
         for name in wanted

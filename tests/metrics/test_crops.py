@@ -285,6 +285,29 @@ def test_weights_of_another_network_are_refused_with_names_and_a_remedy():
         crops.load_strictly(network, good | {"weight": torch.zeros(3, 2)}, "MANIQA")
 
 
+def test_names_from_a_file_are_one_line_and_short():
+    network = torch.nn.Linear(3, 2)
+    for name, text in (("a\nb\x1b[31m", r"(a\nb\x1b[31m)"), ("x" * 5000, "xxx...)"), ("\u202eoh", r"(\u202eoh)")):
+        with pytest.raises(ConfigurationError) as refused:
+            crops.load_strictly(network, network.state_dict() | {name: torch.zeros(1)}, "MANIQA")
+        assert text in str(refused.value)
+        assert str(refused.value).isprintable()
+        assert len(str(refused.value)) < 300
+
+
+def test_a_counter_of_batches_is_not_missed_where_an_older_file_lacks_it():
+    with torch.device("meta"):
+        network = torch.nn.BatchNorm2d(2)
+    state = {
+        "weight": torch.ones(2),
+        "bias": torch.zeros(2),
+        "running_mean": torch.zeros(2),
+        "running_var": torch.ones(2),
+    }
+    crops.load_strictly(network, state, "HyperIQA")
+    assert not any(tensor.is_meta for tensor in network.state_dict().values())
+
+
 def test_seeded_values_depend_on_key_and_seed():
     first = crops.seeded_uniform("a", (50, 40), 1, -2, 3)
     assert torch.equal(first, crops.seeded_uniform("a", (50, 40), 1, -2, 3))

@@ -202,6 +202,13 @@ def test_other_parameters_are_refused(state):
         maniqa.load(state | {"more": torch.zeros(1)}, PRESET, "cpu")
     with pytest.raises(ConfigurationError, match=r"conv1\.bias \(3,\) instead of \(768,\)"):
         maniqa.load(state | {"conv1.bias": torch.zeros(3)}, PRESET, "cpu")
+    with pytest.raises(ConfigurationError, match=r"1 no real numbers \(conv1\.bias int32\)"):
+        maniqa.load(state | {"conv1.bias": state["conv1.bias"].int()}, PRESET, "cpu")
+    index = next(key for key in state if key.endswith("relative_position_index"))
+    with pytest.raises(ConfigurationError, match=rf"1 of another type \({index} float16\)"):
+        maniqa.load(state | {index: state[index].half()}, PRESET, "cpu")
+    with pytest.raises(ConfigurationError, match=rf"not those of maniqa: {index} isn't the index"):
+        maniqa.load(state | {index: state[index] + 1}, PRESET, "cpu")
     with pytest.raises(ConfigurationError, match="no precision 'half'"):
         maniqa.load(state, PRESET, "cpu", precision="half")
 

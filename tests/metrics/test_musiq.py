@@ -363,6 +363,8 @@ def test_other_parameters_are_refused():
         musiq.load(state | {"fc.weight": torch.zeros(3)}, SMALL, "cpu")
     with pytest.raises(ConfigurationError, match=r"musiq.*head\.bias.*2"):
         musiq.load(state | {"head.bias": torch.zeros(2)}, SMALL, "cpu")
+    with pytest.raises(ConfigurationError, match=r"1 no real numbers \(head\.bias int64\)"):
+        musiq.load(state | {"head.bias": torch.zeros(1, dtype=torch.int64)}, SMALL, "cpu")
     with pytest.raises(ConfigurationError, match=r"musiq.*head"):
         musiq.load(musiq.seeded_state_dict(3, SMALL_AVA), SMALL, "cpu")
 

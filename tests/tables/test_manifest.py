@@ -1,5 +1,7 @@
 """Any input becomes one normalised manifest, or one line that says what is wrong."""
 
+import os
+import socket
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,6 +41,29 @@ def test_a_glob_and_a_single_file(tmp_path: Path) -> None:
     ]
     assert [row["image_id"] for row in _rows(tmp_path / "in" / "c.png", tmp_path)] == ["c.png"]
     assert [row["image_id"] for row in _rows(tmp_path / "in" / "odd[1].jpg", tmp_path)] == ["odd[1].jpg"]
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.jpg"])
+def test_pipes_sockets_and_devices_are_counted_and_never_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"1")
+    (folder / "broken.jpg").symlink_to("nowhere")
+    if not pattern:  # through links a glob goes on and on
+        (folder / "again").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jpg")
+    os.mkfifo(folder / "_pipe.jpg")
+    (folder / "sub" / "null.jpg").symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as listening, monkeypatch.context() as patch:
+        patch.chdir(folder)  # a socket's address has a hundred characters at most
+        listening.bind("socket.jpg")
+        # Opening a pipe for reading waits for one who writes.
+        loaded = manifest.load(str(folder / pattern), tmp_path / "_spool.parquet")
+    ids = pq.read_table(loaded.path)["image_id"].to_pylist()
+    assert ids == (["a.jpg"] if pattern else ["a.jpg", "broken.jpg"])
+    assert loaded.notes == ("pipes, sockets and devices are left out and not opened: 3",)
 
 
 CSV = """image_id,uri,box,label

@@ -87,6 +87,20 @@ def test_parameters_of_another_network_are_named() -> None:
         models.build("resnet18", 1, image_size=64)
 
 
+def test_names_of_a_file_are_shown_in_one_line() -> None:
+    state = models.build("resnet18", 2, image_size=64).state_dict()
+    with pytest.raises(ConfigurationError, match=r"1 unknown \(a\\nb\\x1b\[31m\)") as refused:
+        models.build("resnet18", 2, image_size=64, state={**state, "a\nb\x1b[31m": torch.zeros(1)})
+    assert str(refused.value).isprintable()
+
+
+def test_a_file_from_before_batches_were_counted_is_loaded() -> None:
+    state = models.build("resnet18", 2, image_size=64).state_dict()
+    older = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(older) < len(state)
+    models.build("resnet18", 2, image_size=64, state=older)
+
+
 @pytest.mark.parametrize(("size", "kind"), [(224, nn.Identity), (96, models._MatrixPool)])
 def test_no_pooling_is_left_that_varies_on_a_gpu_and_the_outputs_are_torchvisions(size: int, kind: type) -> None:
     model = models.build("alexnet", 2, image_size=size).eval()
