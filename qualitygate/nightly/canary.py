@@ -250,11 +250,10 @@ def remedy(found: Sequence[Moved]) -> str:
 
 
 def said(found: Sequence[Moved]) -> str:
-    """In words, what moved."""
+    """In words, what moved: the worst metric first, as in short nothing but the first part is told."""
     parts = []
-    for one in found:
-        if one.passed:
-            continue
+    failed = (one for one in found if not one.passed)
+    for one in sorted(failed, key=lambda one: (not one.definition, -one.lost, -one.largest)):
         if one.unread:
             parts.append(f"{one.away} photographs could not be read, only {one.compared} of {one.metric} be compared")
         if one.definition:
