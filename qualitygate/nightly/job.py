@@ -557,7 +557,8 @@ class _Job:
             "gate_after": in_force.id if in_force is not None else None,
         }
         if in_force is not None and scores.open_table(self._output) is not None:
-            found["coverage"] = windows.coverage(self._output, in_force, untrusted=self._partly, gone=self._gone)
+            # Of the photographs that the guardrail counts: no share of what nobody trusts.
+            found["coverage"] = self._counted().coverage(in_force)
             found["coverage_tonight"] = self.night.steps.get("drift", {}).get("coverage")
             if self._labels_known():
                 found["audit"] = asdict(self._draw(in_force))
