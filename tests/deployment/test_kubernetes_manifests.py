@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def misspelt(job: dict[str, Any], path: Place) -> dict[str, Any]:
     return made
 
 
-@lru_cache(maxsize=None)
+@cache
 def fits(template: str) -> bool:
     """Whether a pod template, as JSON, is one by Kubernetes' strict schema; most are the same in every RayJob."""
     try:
