@@ -29,7 +29,8 @@ import yaml
 from qualitygate import logs
 from qualitygate.errors import ConfigurationError, QualityGateError
 
-logger = logging.getLogger(__name__)
+# By its name, not by `__name__`: under `python -m` that is `__main__`, of which logs in JSON take warnings alone.
+logger = logging.getLogger("jobs.run_rayjob")
 
 # Where Kubernetes puts a pod's own credentials.
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             sys.stderr.write(f"{error}\n")
         return error.exit_code
-    logger.info(said)
+    logger.log(logging.INFO if succeeded else logging.ERROR, "%s", said)
     return 0 if succeeded else 1
 
 

@@ -11,6 +11,7 @@ QualityGateError                exit code 1
 ├── Superseded                  exit code 2: another run took over the output
 ├── Interrupted                 exit code 130: stopped by the user or the system; resumable
 ├── AuditFailed                 exit code 1: ids in are not ids out
+├── StoreUnavailable            exit code 1: the store doesn't answer; the same command goes on
 ├── DeviceLost                  exit code 1: this process can't use its GPU any more; a job's worker is started anew
 └── ImageError                  one image; becomes its row's error_code and error_message, never stops a run
 """
@@ -125,6 +126,10 @@ class Interrupted(QualityGateError):
 
 class AuditFailed(QualityGateError):
     """The finished table doesn't hold exactly the manifest's ids."""
+
+
+class StoreUnavailable(QualityGateError):
+    """The store hasn't answered for as long as it was asked; nothing needs mending here, the same command goes on."""
 
 
 class DeviceLost(QualityGateError):

@@ -51,6 +51,9 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") ->
         if word in ours and ours[word] != theirs.get(word):
             yield f"{path or 'RayJob'}: {word} is {ours[word]!r} in the schema, {theirs.get(word)!r} in the CRD"
     for name, field in ours.get("properties", {}).items():
+        if path == ".metadata":
+            # A CRD leaves an object's metadata to Kubernetes.
+            return
         if name not in theirs.get("properties", {}):
             yield f"{path}.{name}: not in the CRD"
         else:

@@ -1,6 +1,5 @@
 """Applying a gate to scores, without scoring again: in batches, so that millions of rows need little memory."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from qualitygate.config import GateConfig, echo
 from qualitygate.errors import ConfigurationError
 from qualitygate.tables import scores as tables
 from qualitygate.tables import storage
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect, literal
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run(config: GateConfig) -> Result:
     """
     made = gate.load(config.gate)
     voters = made.require(allow_fallback=config.allow_fallback, allow_untrained=config.allow_untrained)
-    with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch, connect() as database:
+    with scratch_folder() as scratch, connect() as database:
         scores = sources.open_scores(database, config.scores, Path(scratch))
         names = [voter.name for voter in voters]
         scores.require(names, "score those too, or calibrate without them")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from qualitygate.config import CalibrateConfig
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.tables import scores as tables
 from qualitygate.tables import storage
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect, literal
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def read(config: CalibrateConfig, robustness: Mapping[str, Any] | None = None) -
     Raises ConfigurationError, one line that names what is wrong in the scores or in the predictions, with counts
     and the remedy.
     """
-    with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch, connect() as database:
+    with scratch_folder() as scratch, connect() as database:
         scores = sources.open_scores(database, config.scores, Path(scratch))
         predictions = sources.open_predictions(database, config.predictions, Path(scratch))
         chosen = choice.resolve(config.methods, robustness, sources.methods_in(scores))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -14,6 +13,7 @@ import numpy as np
 from qualitygate import __version__
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.tables import storage
+from qualitygate.tables.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,7 +68,7 @@ def parquet_writer(uri: str, schema: "pa.Schema") -> Iterator[Any]:
     """A pyarrow ParquetWriter whose file appears under its name when all of it is written."""
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with scratch_folder() as scratch:
         path = Path(scratch) / "table.parquet"
         with pq.ParquetWriter(path, schema) as writer:
             yield writer

@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from qualitygate.calibration import gate as gates
@@ -26,6 +25,7 @@ from qualitygate.metrics import CATALOGUE, PAPER, by_cost
 from qualitygate.metrics.rows import Plan, Request, RowScorer
 from qualitygate.tables import manifest as manifests
 from qualitygate.tables import scores
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect, identifier, literal
 
 # An H100's dense half-precision products, measured; no program does better.
@@ -47,7 +47,7 @@ def estimate(config: ScorePlanConfig) -> dict[str, Any]:
     Raises ConfigurationError as `score` does for its input, unknown metrics and the gate.
     """
     names, voters = _metrics(config)
-    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with scratch_folder() as scratch:
         manifest = manifests.load(config.input, Path(scratch) / "manifest.parquet", limit=config.limit)
         left, to_do = _left(config, names, manifest)
         sample = measurement.some(str(manifest.path), config.photographs)

@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -33,6 +32,7 @@ from qualitygate.errors import ConfigurationError, DeadlineReached, ErrorBudgetE
 from qualitygate.metrics.precision import check_gpu
 from qualitygate.metrics.rows import Plan
 from qualitygate.tables import access, runs, scores, storage
+from qualitygate.tables.scratch import scratch_folder, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +75,11 @@ def run(
         raise ConfigurationError("--output is empty; give a folder for the results")
     run_id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     logs.bind(run_id=run_id)
+    sweep()
     step, telemetry = telemetry is not None, telemetry or Telemetry(output)
     with (
         telemetry.written(None if step else config.metrics_textfile),
-        TemporaryDirectory(prefix="qualitygate-") as scratch,
+        scratch_folder() as scratch,
         ExitStack() as stack,
     ):
         plan, notes = planning.plan_scores(config)

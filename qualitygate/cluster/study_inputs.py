@@ -1,6 +1,5 @@
 """What a study is about: labelled photographs joined with the gate's decisions and scores; which can be read."""
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from qualitygate.cluster.planning import Progress
 from qualitygate.config import GateConfig, StudyConfig, SubsetsConfig
 from qualitygate.errors import ConfigurationError
 from qualitygate.tables import access, storage
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect
 from qualitygate.training import data, record
 from qualitygate.training import pool as pools
@@ -48,7 +48,7 @@ def read(config: SubsetsConfig, output: str | None) -> Inputs:
         photographs = data.labelled(config.manifest, limit=config.limit)
     except ConfigurationError as error:
         raise ConfigurationError(str(error).replace("--input", "--manifest")) from error
-    with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with scratch_folder() as scratch:
         folder = scratch if output is None else storage.join(output, DECISIONS)
         decided = apply.run(
             GateConfig(

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from qualitygate import logs
 from qualitygate.cluster.photographs import assemble
 from qualitygate.errors import DeviceLost, QualityGateError
 from qualitygate.metrics.memory import telling_of_a_lost_gpu
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.training import loop, models
 from qualitygate.training.loop import Photographs, Recipe, Share
 
@@ -200,7 +200,7 @@ def _report(
     if done == work.recipe.epochs:
         seen = loop.evaluate(model, photographs, work.train, batch_size=work.recipe.batch_size)
         content["train_accuracy"] = seen.accuracy
-    with tempfile.TemporaryDirectory(prefix="qualitygate-") as folder:
+    with scratch_folder() as folder:
         torch.save(content, Path(folder) / CHECKPOINT)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
     ray.get(work.mailbox.post.remote("epoch", metrics))

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 
@@ -27,6 +26,7 @@ from qualitygate.metrics.networks import NETWORKS, pinned
 from qualitygate.metrics.rows import MAX_BYTES, Plan
 from qualitygate.tables import access, storage
 from qualitygate.tables import manifest as manifests
+from qualitygate.tables.scratch import scratch_folder
 
 FORMAT, VERSION = "qualitygate precision", 1
 _PIXELS_AT_ONCE = 64_000_000
@@ -170,7 +170,7 @@ def _device(config: VerifyConfig) -> tuple[Device, str]:
 def _groups(config: VerifyConfig) -> Iterator[tuple[list[Photograph], int]]:
     """Photographs, some at a time, and how many between them could not be read."""
     policy, asked = _policy(config), access.of(config)
-    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with scratch_folder() as scratch:
         spooled = Path(scratch) / "manifest.parquet"
         manifests.load(config.input, spooled, limit=config.photographs)
         rows = pq.read_table(spooled, columns=["uri", "box"]).to_pylist()

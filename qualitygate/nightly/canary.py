@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from qualitygate.cluster.planning import Progress
 from qualitygate.config import ScoreConfig
 from qualitygate.errors import ErrorBudgetExceeded, ErrorCode, Interrupted
 from qualitygate.tables import scores, storage
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect, identifier, literal
 
 FILE = "canary/canary.parquet"
@@ -91,7 +91,7 @@ def choose(output: str, count: int) -> pa.Table | None:
         return None
     names = scores.metrics_of(table)
     columns = [*_MANIFEST, "sha256", *names, *(scores.fingerprint_column(name) for name in names)]
-    with TemporaryDirectory(prefix="qualitygate-") as scratch, connect() as database:
+    with scratch_folder() as scratch, connect() as database:
         scores.register(database, table)
         listed = storage.join(output, "manifest.parquet")
         there = ""
@@ -250,11 +250,10 @@ def remedy(found: Sequence[Moved]) -> str:
 
 
 def said(found: Sequence[Moved]) -> str:
-    """In words, what moved."""
+    """In words, what moved: the worst metric first, as in short nothing but the first part is told."""
     parts = []
-    for one in found:
-        if one.passed:
-            continue
+    failed = (one for one in found if not one.passed)
+    for one in sorted(failed, key=lambda one: (not one.definition, -one.lost, -one.largest)):
         if one.unread:
             parts.append(f"{one.away} photographs could not be read, only {one.compared} of {one.metric} be compared")
         if one.definition:

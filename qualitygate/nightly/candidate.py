@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +21,7 @@ from qualitygate.nightly import audit, guardrails, record, settings, windows
 from qualitygate.nightly.housekeeping import CANDIDATE, LABELLED, LABELS
 from qualitygate.nightly.record import Check, Night
 from qualitygate.tables import scores, storage
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect, literal
 
 
@@ -80,7 +80,7 @@ def _snapshot(
     Returns labelled and all photographs by kind, and how many predictions were left out: of photographs without a
     row (labels may be ahead of scores), and of nights that nobody trusts.
     """
-    with TemporaryDirectory(prefix="qualitygate-") as scratch, connect() as database:
+    with scratch_folder() as scratch, connect() as database:
         source = sources.open_predictions(database, predictions, Path(scratch))
         scores.register(database, scores.existing_table(counted.output))
         table = database.sql(

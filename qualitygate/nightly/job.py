@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -62,6 +61,7 @@ from qualitygate.nightly.lock import Lock
 from qualitygate.nightly.record import Check, Night, Records
 from qualitygate.report import costs, page, wording
 from qualitygate.tables import manifest_build, scores, storage
+from qualitygate.tables.scratch import scratch_folder, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +116,13 @@ def run(config: NightlyConfig, progress: Callable[[str], Progress]) -> Outcome:
 
 def _run(config: NightlyConfig, name: str, progress: Callable[[str], Progress], telemetry: Telemetry) -> Outcome:
     output = outputs.check_output(config.output)
+    sweep()
     score, fitting = settings.of_score(config), settings.of_calibration(config)
     deadline = settings.deadline(config.deadline, time.time())
     store = storage.join(output, gates.FOLDER)
     newest = max((change.fence or 0 for change in gate_store.read(store).changes), default=0)
     with (
-        TemporaryDirectory(prefix="qualitygate-") as scratch,
+        scratch_folder() as scratch,
         lock.held(output, night=name, ttl_s=config.lock_ttl_s, above=newest) as held,
     ):
         before = record.read(output, name)
@@ -557,7 +558,8 @@ class _Job:
             "gate_after": in_force.id if in_force is not None else None,
         }
         if in_force is not None and scores.open_table(self._output) is not None:
-            found["coverage"] = windows.coverage(self._output, in_force, untrusted=self._partly, gone=self._gone)
+            # Of the photographs that the guardrail counts: no share of what nobody trusts.
+            found["coverage"] = self._counted().coverage(in_force)
             found["coverage_tonight"] = self.night.steps.get("drift", {}).get("coverage")
             if self._labels_known():
                 found["audit"] = asdict(self._draw(in_force))

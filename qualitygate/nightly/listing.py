@@ -9,7 +9,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from qualitygate.calibration import outputs
@@ -17,6 +16,7 @@ from qualitygate.nightly import record
 from qualitygate.nightly.record import Night
 from qualitygate.tables import manifest_build, scores, storage
 from qualitygate.tables.manifest_build import CHANGED, GONE, NEW
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect, literal
 
 FILE = "manifest.parquet"
@@ -57,7 +57,7 @@ class _here:
     def __enter__(self) -> Path:
         if storage.is_local(self._uri):
             return Path(os.fsdecode(storage.local_path(self._uri)))
-        local = Path(self._stack.enter_context(TemporaryDirectory(prefix="qualitygate-"))) / "file.parquet"
+        local = Path(self._stack.enter_context(scratch_folder())) / "file.parquet"
         storage.download(self._uri, str(local))
         return local
 

@@ -1,7 +1,6 @@
 """What tonight would take, before it starts: what is new, what scoring it costs, and whether the night would stop."""
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from qualitygate.calibration import gate as gates
@@ -10,6 +9,7 @@ from qualitygate.cluster import score_costs
 from qualitygate.config import ManifestBuildConfig, NightlyPlanConfig, ScorePlanConfig
 from qualitygate.nightly import canary, listing, settings
 from qualitygate.tables import manifest_build, storage
+from qualitygate.tables.scratch import scratch_folder
 
 
 def estimate(config: NightlyPlanConfig) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def estimate(config: NightlyPlanConfig) -> dict[str, Any]:
     score = settings.of_score(config)
     last = storage.join(config.output, listing.FILE)
     store = storage.join(config.output, gates.FOLDER)
-    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with scratch_folder() as scratch:
         built = manifest_build.build(
             ManifestBuildConfig(
                 input=config.input,

@@ -3,7 +3,6 @@
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
@@ -12,6 +11,7 @@ from qualitygate.calibration import sources
 from qualitygate.config import CalibrateConfig, NightlyConfig, ScoreConfig, load
 from qualitygate.errors import ConfigurationError
 from qualitygate.tables import storage
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect
 
 M = TypeVar("M", bound=BaseModel)
@@ -62,7 +62,7 @@ def of_calibration(config: NightlyConfig) -> CalibrateConfig | None:
 
 def check_predictions(config: CalibrateConfig) -> None:
     """Raise ConfigurationError, naming what is absent, unless the predictions are a table that can be calibrated on."""
-    with TemporaryDirectory(prefix="qualitygate-") as scratch, connect() as database:
+    with scratch_folder() as scratch, connect() as database:
         sources.open_predictions(database, config.predictions, Path(scratch))
 
 

@@ -45,7 +45,8 @@ SCHEMA = pa.schema(
         pa.field("new", pa.int64()),
         pa.field("changed", pa.int64()),
         pa.field("gone", pa.int64()),
-        # Shares that pass: of tonight's photographs by the gate before the night, of all by the one in force after it.
+        # Shares that pass: of tonight's photographs by the gate before the night; of all that are trusted by the one
+        # in force after it.
         pa.field("coverage_tonight", pa.float64()),
         pa.field("coverage", pa.float64()),
         pa.field("labelled", pa.int64()),

@@ -150,12 +150,12 @@ def states(rows: Rows, line: Timeline) -> go.Figure:
 
 
 def coverage(rows: Rows, line: Timeline, changes: Sequence[Mark]) -> go.Figure | None:
-    """Share that passes, of tonight's photographs and of all, with the gate's changes; None without any."""
+    """Share that passes, of tonight's photographs and all trusted ones, with the gate's changes; None without any."""
     if not any(value is not None for row in rows for value in (row.coverage, row.coverage_tonight)):
         return None
     figure = go.Figure()
     for title, colour, dash, symbol, values in (
-        ("all photographs, by the gate after the night", "line-gate", "solid", "circle", [r.coverage for r in rows]),
+        ("all trusted ones, by the gate after the night", "line-gate", "solid", "circle", [r.coverage for r in rows]),
         ("tonight's, by the gate before it", "line-logistic", "dot", "diamond", [r.coverage_tonight for r in rows]),
     ):
         if any(value is not None for value in values):

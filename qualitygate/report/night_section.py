@@ -83,7 +83,7 @@ def of(artefacts: Artefacts) -> dict[str, Any] | None:
         ),
         "coverage": _figure(
             night_figures.coverage(rows, line, marks),
-            "Share of photographs that pass, over nights: tonight's and all, with each change of the gate marked.",
+            "Share that passes, over nights: tonight's and all trusted ones, with the gate's changes marked.",
         ),
         "volume": _figure(
             night_figures.volume(rows, line),

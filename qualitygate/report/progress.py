@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from qualitygate import logs
+from qualitygate.report.terminal import has_command
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -58,7 +59,7 @@ class TerminalProgress:
 
     def note(self, message: str) -> None:
         """A line above the bar."""
-        self._console.print(message, highlight=False, markup=False)
+        self._console.print(message, highlight=False, markup=False, soft_wrap=has_command(message))
 
     def stop(self) -> None:
         """Leave the bar as it is."""

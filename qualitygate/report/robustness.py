@@ -1,13 +1,11 @@
 """What a person reads after 'qualitygate robustness': Table 1, effect sizes, and which methods were chosen."""
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from rich import box
 from rich.table import Table
 
-from qualitygate.report import terminal
 from qualitygate.report.terminal import rendered
 
 # The second interpolation stands in table1.md: a terminal has no room for it.
@@ -39,7 +37,7 @@ def of_run(result: Finished) -> str:
     return rendered(
         _correlations(document),
         _effects(document),
-        *(textwrap.fill(line, terminal.width(), subsequent_indent="  ", break_on_hyphens=False) for line in said),
+        *said,
     )
 
 

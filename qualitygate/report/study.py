@@ -1,6 +1,5 @@
 """What a person reads after 'qualitygate study', 'subsets' and 'plan study'."""
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -8,7 +7,6 @@ import pyarrow as pa
 from rich import box
 from rich.table import Table
 
-from qualitygate.report import terminal
 from qualitygate.report.terminal import rendered
 from qualitygate.training import paper
 from qualitygate.training.results import OK
@@ -85,7 +83,7 @@ def of_run(result: Finished) -> str:
     parts += [f"note: {message}" for message in (*result.messages, *result.judgement.caveats)]
     parts.append(f"tables:   {result.output}/table2.md, table3.md (and .csv); every run in runs.parquet")
     parts.append(f"verdicts: {result.output}/verdicts.md, with each statistic and why")
-    return rendered(*(_folded(part) if isinstance(part, str) else part for part in parts))
+    return rendered(*parts)
 
 
 def of_subsets(drawn: Drawn) -> str:
@@ -96,7 +94,7 @@ def of_subsets(drawn: Drawn) -> str:
     parts: list[Any] = [
         f"{drawn.repetitions} repetitions of {len(sizes)} subsets of {drawn.photographs:,} photographs; trained on:",
         "\n".join(f"  {name:<12} {_ranged(found)}" for name, found in sizes.items()),
-        *(_folded(f"note: {message}") for message in drawn.messages),
+        *(f"note: {message}" for message in drawn.messages),
         f"index: {drawn.index}",
     ]
     return rendered(*parts)
@@ -119,19 +117,12 @@ def of_plan(plan: Mapping[str, Any]) -> str:
         lines += [f"  {name}: {rate:.1f} images/s a core" for name, rate in plan["cpu_rates"].items()]
     lines.append("decoding, start-up and checkpoints come on top")
     lines += [f"note: {message}" for message in plan["messages"]]
-    return rendered(*(_folded(line) for line in lines))
+    return rendered(*lines)
 
 
 def _hours(hours: float) -> str:
     return (
         f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
-    )
-
-
-def _folded(text: str) -> str:
-    return "\n".join(
-        textwrap.fill(line, terminal.width(), subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-        for line in text.splitlines()
     )
 
 

@@ -11,7 +11,6 @@ import glob
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.tables import listing, reading, shards, storage
 from qualitygate.tables.access import DEFAULT, Access
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect, identifier, literal
 
 SCHEMA = pa.schema(
@@ -123,7 +123,7 @@ def read(source: str, extras: Sequence[str] = (), *, limit: int | None = None) -
         inside Parquet files.
     Raises ConfigurationError as `load` does.
     """
-    with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with scratch_folder() as scratch:
         spool = Path(scratch) / "manifest.parquet"
         source = load(source, spool, limit=limit).source
         base = pq.read_table(spool, memory_map=False)
@@ -317,7 +317,7 @@ def in_order(spool: Path, schema: pa.Schema) -> None:
 
 
 def _spool_table(source: str, spool: Path, limit: int | None) -> int:
-    with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with scratch_folder() as scratch:
         local = source
         if not storage.is_local(source):
             local = str(Path(scratch) / ("manifest" + Path(source).suffix.lower()))

@@ -7,7 +7,6 @@ written first: should the build be killed between the two, the next one compares
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from qualitygate.config import ManifestBuildConfig
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.tables import access, manifest, shards, storage
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect, literal
 
 SCHEMA = manifest.SCHEMA.append(pa.field("modified", pa.timestamp("us", tz="UTC")))
@@ -72,7 +72,7 @@ def _build(config: ManifestBuildConfig, without: tuple[str, ...], accept_manifes
         image_column=config.image_column,
         access=access.of(config),
     )
-    with TemporaryDirectory(prefix="qualitygate-") as folder:
+    with scratch_folder() as folder:
         scratch = Path(folder)
         before = _previous(config, output, scratch)
         found = shards.Found()

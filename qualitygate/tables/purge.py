@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +17,7 @@ from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.tables import purge_files, purge_history, scores, storage
 from qualitygate.tables.mentions import Ids
 from qualitygate.tables.purge_history import LOG, local
+from qualitygate.tables.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ def _is_claimed(uri: str) -> bool:
 
 
 def _rewrite(uri: str, ids: Ids) -> None:
-    with local(uri) as path, TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with local(uri) as path, scratch_folder() as scratch:
         target = Path(scratch) / path.name
         purge_files.CLEANERS[path.suffix.lower()](path, ids, target)
         if target.exists():

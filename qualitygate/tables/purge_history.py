@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from qualitygate.tables import purge_files, scores, storage
 from qualitygate.tables.mentions import Ids
+from qualitygate.tables.scratch import scratch_folder
 
 LOG = "_delta_log"
 
@@ -179,7 +179,7 @@ def local(uri: str) -> Iterator[Path]:
     if storage.is_local(uri):
         yield Path(storage.local_path(uri).decode("utf-8", "surrogateescape"))
         return
-    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with scratch_folder() as scratch:
         path = Path(scratch) / uri.rsplit("/", 1)[-1]
         storage.download(uri, str(path))
         yield path

@@ -1,10 +1,11 @@
 """DuckDB, for joins and aggregates over more rows than fit in memory."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from qualitygate.tables.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import duckdb
@@ -19,7 +20,7 @@ def connect() -> "Iterator[duckdb.DuckDBPyConnection]":
     import duckdb
 
     with (
-        tempfile.TemporaryDirectory(prefix="qualitygate-sql-") as scratch,
+        scratch_folder() as scratch,
         duckdb.connect(
             config={
                 "memory_limit": MEMORY_LIMIT,

@@ -5,6 +5,7 @@ files: `parts`.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -12,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
+from qualitygate.errors import ConfigurationError, ErrorCode, ImageError, StoreUnavailable
 from qualitygate.tables import parts, reading, stores
-from qualitygate.tables.access import DEFAULT, Access, retrying
+from qualitygate.tables.access import DEFAULT, PASSING_CODES, Access, retrying
 from qualitygate.tables.listing import Listed, change_marks, everything, hidden, listed_file, walk
 from qualitygate.tables.reading import Fetched, etag_of, file_system
 from qualitygate.tables.uris import (
@@ -32,6 +33,7 @@ from qualitygate.tables.uris import (
 
 T = TypeVar("T")
 _CHUNK = 8 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 __all__ = [
     "DEFAULT",
@@ -133,7 +135,10 @@ def _holds_objects(uri: str) -> bool:
 
 
 def check_writable(uri: str, role: str) -> None:
-    """Make the folder and prove that it can be written to; ConfigurationError with the remedy otherwise."""
+    """Make the folder and prove that it can be written to.
+
+    Raises StoreUnavailable where its store doesn't answer, ConfigurationError with the remedy for what won't pass.
+    """
     try:
         if is_local(uri):
             folder = os.fsdecode(local_path(uri))
@@ -145,6 +150,14 @@ def check_writable(uri: str, role: str) -> None:
             delete(join(uri, "_probe"))
     except Exception as error:
         reason = getattr(error, "strerror", None) or redact(str(error)).splitlines()[0][:200]
+        if isinstance(error, ImageError) and error.failure.code in PASSING_CODES:
+            raise StoreUnavailable(
+                f"{role} {redact(uri)!r}: its store doesn't answer ({reason}); once it does, the same command goes on"
+            ) from error
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise ConfigurationError(
+                f"{role} {redact(uri)!r} can't be written to ({reason}); make room there or choose another folder"
+            ) from error
         raise ConfigurationError(
             f"{role} {redact(uri)!r} can't be written to ({reason}); choose another folder or mend its permissions"
         ) from error

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.tables import storage
+from qualitygate.tables.scratch import scratch_folder
 from qualitygate.training.results import PREDICTIONS
 
 FOLDER = "ledger"
@@ -134,7 +135,7 @@ class Ledger:
             if storage.is_local(uri):
                 source: Any = os.fsdecode(storage.local_path(uri))
             else:
-                with tempfile.TemporaryDirectory(prefix="qualitygate-") as scratch:
+                with scratch_folder() as scratch:
                     copy = os.path.join(scratch, "checkpoint.pt")
                     if not storage.exists(uri):
                         return None

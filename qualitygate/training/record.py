@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -26,6 +25,7 @@ from qualitygate.errors import ConfigurationError, ImageError
 from qualitygate.images.decode import DECODER_VERSION
 from qualitygate.metrics import state_dicts, weights, weights_manifest, weights_transfer
 from qualitygate.tables import storage
+from qualitygate.tables.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -329,7 +329,7 @@ def read_tensors(place: str) -> "tuple[dict[str, Tensor], str]":
 
     What is opened is a private copy, hashed while it was made. Raises ConfigurationError.
     """
-    with TemporaryDirectory(prefix="qualitygate-") as scratch:
+    with scratch_folder() as scratch:
         copy = Path(scratch) / "weights"
         received = weights_transfer.receive(place, copy)
         state = state_dicts.read(copy, named=storage.redact(place))

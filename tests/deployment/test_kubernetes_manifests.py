@@ -1,10 +1,12 @@
 """Every manifest fits its schema, strictly, and keeps the rules that no schema knows."""
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ SCHEMA = yaml.safe_load((ROOT / "tests" / "deployment" / "rayjob_schema.yaml").r
 DOCUMENTS = {f"{name}:{document['kind']}/{document['metadata']['name']}": document for name, document in manifests()}
 RAYJOBS = {name: document for name, document in DOCUMENTS.items() if document["kind"] == "RayJob"}
 CORE = {name: document for name, document in DOCUMENTS.items() if document["kind"] != "RayJob"}
+# Maps whose keys are names of one's own, or of resources.
+FREE = ("labels", "annotations", "requests", "limits", "matchLabels", "nodeSelector")
+# Where something is in a manifest: keys, and places in lists.
+Place = tuple[str | int, ...]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
@@ -79,6 +85,60 @@ def test_the_schemas_are_strict() -> None:
     policy["spec"]["ingres"] = []
     with pytest.raises(kubernetes_validate.ValidationError, match="ingres"):
         kubernetes_validate.validate(policy, RELEASES[-1], strict=True)
+
+
+def keys(part: Any, path: Place = ()) -> Iterator[Place]:
+    """Where each key is, but for those of free maps."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            yield (*path, key)
+            if key not in FREE:
+                yield from keys(value, (*path, key))
+    elif isinstance(part, list):
+        for number, value in enumerate(part):
+            yield from keys(value, (*path, number))
+
+
+def misspelt(job: dict[str, Any], path: Place) -> dict[str, Any]:
+    """A copy with one key wrong."""
+    made: dict[str, Any] = json.loads(json.dumps(job))
+    holder: Any = made
+    for step in path[:-1]:
+        holder = holder[step]
+    holder[f"{path[-1]}x"] = holder.pop(path[-1])
+    return made
+
+
+@cache
+def fits(template: str) -> bool:
+    """Whether a pod template, as JSON, is one by Kubernetes' strict schema; most are the same in every RayJob."""
+    try:
+        validate_pod(json.loads(template), RELEASES[-1])
+    except kubernetes_validate.ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", RAYJOBS)
+def test_no_key_of_a_rayjob_can_be_misspelt(name: str) -> None:
+    checked = jsonschema.Draft202012Validator(SCHEMA)
+
+    def accepted(job: dict[str, Any]) -> bool:
+        return checked.is_valid(job) and all(fits(json.dumps(template)) for _, template in templates(job))
+
+    assert accepted(RAYJOBS[name])
+    found = list(keys(RAYJOBS[name]))
+    assert len(found) > 100
+    passing = [".".join(map(str, path)) for path in found if accepted(misspelt(RAYJOBS[name], path))]
+    assert not passing
+
+
+def test_parameters_of_ray_start_are_its_own() -> None:
+    from ray.scripts.scripts import start
+
+    options = {option.removeprefix("--") for parameter in start.params for option in parameter.opts}
+    named = SCHEMA["properties"]["spec"]["properties"]["rayClusterSpec"]["properties"]["headGroupSpec"]["properties"]
+    assert set(named["rayStartParams"]["propertyNames"]["enum"]) <= options
 
 
 def test_the_rayjobs_are_what_the_script_writes() -> None:

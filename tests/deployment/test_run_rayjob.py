@@ -1,13 +1,19 @@
 """The CronJob's pod creates a RayJob once, waits for its end whatever the API does meanwhile, and says how it ended."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT
 from kubernetes_api import Api, serving
 
 from jobs import run_rayjob
+from qualitygate import logs
 from qualitygate.errors import ConfigurationError
 
 SUCCEEDED = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
@@ -155,3 +161,42 @@ def test_outside_a_pod_it_says_so(
         monkeypatch.setenv(key, "x")
     assert run_rayjob.main([str(file)]) == 2
     assert "this runs in a pod" in capsys.readouterr().err
+
+
+# As `python -m` has it, whose module's `__name__` isn't its own, but with the tests' API.
+SCRIPT = """
+import pathlib, runpy, sys
+made = runpy.run_module("jobs.run_rayjob", run_name="as_main")
+made["of_this_pod"] = lambda: made["Server"](url=sys.argv[1], token=pathlib.Path(sys.argv[2]))
+sys.exit(made["main"]([sys.argv[3]]))
+"""
+
+
+@pytest.mark.parametrize("form", [logs.TEXT, logs.JSON])
+@pytest.mark.parametrize(
+    ("end", "code", "level"),
+    [(SUCCEEDED, 0, "info"), ({"jobDeploymentStatus": "Failed", "reason": "AppFailed"}, 1, "error")],
+)
+def test_the_pods_log_says_that_it_was_created_and_how_it_ended(
+    api: Api, token: Path, tmp_path: Path, form: str, end: dict[str, Any], code: int, level: str
+) -> None:
+    file = tmp_path / "rayjob.yaml"
+    file.write_text(json.dumps(RAYJOB))
+    api.states = [end]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, api.url, str(token), str(file)],
+        env={**os.environ, logs.VARIABLE: form, "JOB_NAME": "night-1", "JOB_UID": "u", "NAMESPACE": "project"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    said = ["RayJob night-1 created", f"RayJob night-1: {', '.join(end.values())}"]
+    lines = done.stderr.splitlines()
+    if form == logs.TEXT:
+        assert [line.partition(" RayJob ")[2] for line in lines] == [one.removeprefix("RayJob ") for one in said]
+    else:
+        found = [json.loads(line) for line in lines]
+        assert [(one["message"], one["level"]) for one in found] == [(said[0], "info"), (said[1], level)]
+        assert {one["verb"] for one in found} == {"run_rayjob"}

@@ -1,6 +1,7 @@
 """The canary: the same bytes must score the same; everything else that may happen to a photograph is no alarm."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ def test_one_photograph_that_moved_past_the_bound_is_enough(share: float, passes
     assert moved.largest == pytest.approx(share)
     assert (moved.passed, moved.worst) == (passes, "p7")
     assert ("lapm moved by up to" in canary.said([moved])) is not passes
+
+
+def test_the_metric_that_moved_most_is_told_first() -> None:
+    moved = _compared(_rows([*KNOWN[:7], KNOWN[7] - 2 * BOUND * SPREAD, *KNOWN[8:]]))
+    worse = replace(moved, metric="niqe", largest=0.26)
+    lost = replace(moved, metric="brisque", lost=2)
+    other = replace(moved, metric="lapv", definition=True)
+    told = [part.partition(" by ")[0] for part in canary.said([moved, worse]).split("; ")]
+    assert told == ["niqe moved", "lapm moved"]
+    assert canary.said([moved, worse, lost]).startswith("2 of 101 photographs lost their brisque")
+    assert canary.said([moved, lost, other]).startswith("lapv is computed by another definition")
 
 
 @pytest.mark.parametrize("code", ["undecodable", "non_finite", "worker_crash", "out_of_memory"])

@@ -81,6 +81,8 @@ def test_a_refused_night_is_no_success(nights: Nights, monkeypatch: pytest.Monke
     assert found["night_finished_timestamp_seconds", ""] == _seconds("2100-01-01T00:00:00+00:00")
     assert found["night_drifted", ""] == night.steps["drift"]["drifted"] > 0
     assert found["night_coverage", "tonight"] == 0
+    # The gate is the same, and so are the photographs that count: those of a refused night don't.
+    assert found["night_coverage", "all"] == pytest.approx(first.steps["decide"]["coverage"])
 
 
 def test_a_deadline_leaves_photographs(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,17 @@ from nights_here import FIRST, METRIC, SETTINGS, Nights, rows_of, state_of
 from qualitygate.calibration import gate, gate_store
 from qualitygate.cluster import scoring
 from qualitygate.config import NightlyConfig
-from qualitygate.errors import ConfigurationError, DeadlineReached, Locked, NightRefused, QualityGateError, Superseded
+from qualitygate.errors import (
+    ConfigurationError,
+    DeadlineReached,
+    ErrorCode,
+    ImageError,
+    Locked,
+    NightRefused,
+    QualityGateError,
+    StoreUnavailable,
+    Superseded,
+)
 from qualitygate.metrics.rows import RowScorer
 from qualitygate.nightly import canary, job, lock, record, settings, trend
 from qualitygate.nightly.record import Night
@@ -753,6 +763,21 @@ def test_a_job_that_fails_tells_so(
     assert "secret" not in json.dumps(message)
     assert (str(error) if isinstance(error, QualityGateError) else type(error).__name__) in message["reasons"][0]
     assert _night(nights, "n2").state == "running"
+
+
+def test_a_store_that_is_down_is_told_as_that_and_not_as_something_to_mend(
+    told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ImageError(ErrorCode.TRANSIENT, "connection refused")
+
+    monkeypatch.setattr(storage, "write_bytes", fails)
+    with pytest.raises(StoreUnavailable) as down:
+        job.run(NightlyConfig(input="in", output="s3://quality/line", night="n1"), lambda _: Silent())
+    assert down.value.exit_code == 1
+    (message,) = told
+    assert (message["state"], message["reasons"]) == ("failed", [str(down.value)])
+    assert message["reasons"][0].endswith("(transient: connection refused); once it does, the same command goes on")
 
 
 def test_a_job_that_is_stopped_tells_nobody(

@@ -1,8 +1,23 @@
 """What is said in a terminal or a log: progress and summaries."""
 
 import io
+import sys
 
-from qualitygate.report import progress, summary
+import pytest
+from rich.console import Console
+
+from qualitygate.report import progress, summary, terminal
+
+PLACE = "s3://quality/a/rather/long/prefix/of/a/line/whose/name/goes/on/nights/2026-11-23"
+COMMAND = f"candidate:   0123456789ab; by hand: qualitygate gate promote {PLACE}/gate --store {PLACE}"
+PROSE = "note: " + "photographs are told from one another by their names, " * 4 + "and by nothing else"
+
+
+class Terminal(io.StringIO):
+    """A stream that says that somebody looks at it."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_a_log_gets_plain_lines() -> None:
@@ -23,15 +38,33 @@ def test_a_log_gets_plain_lines() -> None:
 
 
 def test_a_terminal_gets_a_bar() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     stream = Terminal()
     report = progress.as_callback(progress.for_stream("images", stream))
     report(1, 3)
     report(3, 3)
     assert "3/3" in stream.getvalue()
+
+
+def test_nothing_is_wrapped_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert terminal.rendered(f"{COMMAND}\n{PROSE}", PROSE) == f"{COMMAND}\n{PROSE}\n{PROSE}\n"
+
+
+def test_a_terminal_folds_prose_and_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "90")
+    lines = terminal.rendered(f"{PROSE}\n\n{COMMAND}").splitlines()
+    assert lines[-2:] == ["", COMMAND]
+    assert len(lines) > 4
+    assert all(len(line) <= 90 for line in lines[:-1])
+    assert " ".join(line.strip() for line in lines[:-2]) == PROSE
+
+
+def test_a_command_above_the_bar_is_not_cut() -> None:
+    stream = Terminal()
+    bar = progress.TerminalProgress(console=Console(file=stream, width=80))
+    bar.note(COMMAND)
+    assert stream.getvalue() == f"{COMMAND}\n"
 
 
 def test_the_summary_names_ranges_codes_and_where_the_table_is() -> None:

@@ -1,13 +1,16 @@
 """URIs, failures by class, listings."""
 
+import errno
 import os
 import socket
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qualitygate.errors import ConfigurationError, ErrorCode, ImageError
+from qualitygate.errors import ConfigurationError, ErrorCode, ImageError, StoreUnavailable
 from qualitygate.tables import access as accesses
 from qualitygate.tables import reading, storage, stores, uris
 
@@ -163,6 +166,32 @@ def test_an_unwritable_output_is_refused_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigurationError, match="choose another folder"):
         storage.check_writable(str(tmp_path / "file" / "below"), "--output")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_an_output_on_a_full_disk_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def full(**_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    with pytest.raises(ConfigurationError, match=rf"\({os.strerror(number)}\); make room there") as caught:
+        storage.check_writable(str(tmp_path), "--output")
+    assert "permissions" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_only_a_store_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch, code: ErrorCode) -> None:
+    def fails(*_: Any) -> None:
+        raise ImageError(code, "so it said")
+
+    monkeypatch.setattr(storage, "write_bytes", fails)
+    passing = code in (ErrorCode.TRANSIENT, ErrorCode.TIMEOUT)
+    with pytest.raises(StoreUnavailable if passing else ConfigurationError) as caught:
+        storage.check_writable("s3://bucket/out", "--output")
+    assert caught.value.exit_code == (1 if passing else 2)
+    remedy = "the same command goes on" if passing else "choose another folder or mend its permissions"
+    assert str(caught.value).endswith(remedy)
+    assert "so it said" in str(caught.value)
 
 
 def test_store_keys_are_taken_as_they_stand() -> None:
