@@ -43,6 +43,11 @@ USER 1000:1000
 CMD ["qualitygate", "--help"]
 
 FROM base AS gpu
+# Networks are compiled for a GPU by Triton, which builds its launcher with a C compiler.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 # CUDA comes with torch's wheels; the driver is the node's.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -127,11 +127,14 @@ def _full_disk(error: BaseException | None) -> str | None:
     By its text too: Delta Lake's and DuckDB's errors carry no number.
     """
     signs = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         for line in str(error).splitlines():
             if any(sign in line for sign in signs):
                 return " ".join(uris.redact(line).split())[:300]
-        error = error.__cause__ or error.__context__
+        # Not what merely was being handled when another error was raised: that one's traceback is wanted.
+        error = error.__cause__
     return None
 
 

@@ -226,7 +226,12 @@ def test_a_full_disk_is_one_line_whoever_says_so(
         assert line.endswith("make room and run the same command again")
 
     def other(*_: object) -> None:
-        raise ValueError("a defect")
+        try:
+            numbered()
+        except OSError:
+            # Handled along the way, and not the cause, which a careless raise made a ring.
+            error = ValueError("a defect")
+            raise error from error
 
     monkeypatch.setattr(scores, "export", other)
     with pytest.raises(ValueError, match="a defect"):

@@ -13,11 +13,19 @@ class Losses:
 
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
+        self._starts: dict[str, int] = {}
         self._known: set[str] = set()
 
-    def lost(self, gpu: str) -> int:
-        """Count a loss; how many there were in a row."""
+    def lost(self, gpu: str, *, starting: bool = False) -> int:
+        """Count a loss; how many there were in a row.
+
+        starting: before the worker could do anything, as for want of memory. Those are counted over the whole run: what
+        other workers do on the same GPU tells nothing of whether this one can.
+        """
         self._known.add(gpu)
+        if starting:
+            self._starts[gpu] = self._starts.get(gpu, 0) + 1
+            return self._starts[gpu]
         self._times[gpu] = self._times.get(gpu, 0) + 1
         return self._times[gpu]
 
@@ -31,9 +39,10 @@ class Losses:
         return gpu in self._known
 
 
-def gone(gpu: str, times: int, error: object) -> str:
+def gone(gpu: str, times: int, error: object, *, starting: bool = False) -> str:
     """What the user is told of such a GPU, in a line."""
     said = f"{error}".partition(";")[0]
-    lost = f"GPU {gpu} was lost {times} times without a result in between"
+    when = "by workers that were starting" if starting else "without a result in between"
+    lost = f"GPU {gpu} was lost {times} times {when}"
     remedy = "free its memory" if getattr(error, "full", False) else "take it out of the cluster or repair it"
     return f"{lost} ({said}): {remedy}"

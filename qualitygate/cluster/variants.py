@@ -82,9 +82,9 @@ class Attempts:
         """The sample has its result."""
         self._begun.pop(position, None)
 
-    def lost(self, gpu: str) -> int:
-        """A worker has lost this GPU; how often that has happened since it last scored anything."""
-        return self._losses.lost(gpu)
+    def lost(self, gpu: str, *, starting: bool = False) -> int:
+        """A worker has lost this GPU; how often that has happened since it last scored anything, or at starts."""
+        return self._losses.lost(gpu, starting=starting)
 
     def worked(self, gpu: str) -> None:
         """This GPU has scored something."""

@@ -120,9 +120,9 @@ class CrashJournal:
         """Those of the photographs that may be why a worker ended."""
         return [image_id for image_id in image_ids if image_id in self._images]
 
-    def lost(self, gpu: str) -> int:
-        """A worker has lost this GPU; how often that has happened since it last scored anything."""
-        return self._losses.lost(gpu)
+    def lost(self, gpu: str, *, starting: bool = False) -> int:
+        """A worker has lost this GPU; how often that has happened since it last scored anything, or at starts."""
+        return self._losses.lost(gpu, starting=starting)
 
     def worked(self, gpu: str) -> None:
         """This GPU has scored something."""
@@ -427,29 +427,29 @@ class Watchdog:
 
 
 @contextmanager
-def ending_with_its_gpu(journal: Any) -> Iterator[None]:
+def ending_with_its_gpu(journal: Any, *, starting: bool = False) -> Iterator[None]:
     """Ends the process when it has lost its GPU: Ray starts the worker again, and nothing else gives it one.
 
     What was begun stays begun, so a photograph that does this each time is found out like one that kills its worker.
     A GPU that is lost again and again without a score in between ends the run: raises DeviceLost then.
 
-    journal: an actor that counts, by `lost`.
+    journal: an actor that counts, by `lost`. starting: before anything could be scored.
     """
     try:
         yield
     except DeviceLost as error:
         logger.critical("%s", error)
         gpu = gpu_name()
-        times = ray.get(journal.lost.remote(gpu))
+        times = ray.get(journal.lost.remote(gpu, starting=starting))
         if times >= MOST_LOSSES:
-            raise DeviceLost(gone(gpu, times, error)) from error
+            raise DeviceLost(gone(gpu, times, error, starting=starting)) from error
         os._exit(EXIT_DEVICE_LOST)
 
 
 def end_if_lost(lost: DeviceLost | None, journal: Any) -> None:
     """The same over what a worker found at its start, by its first task: Ray starts none again that fails there."""
     if lost is not None:
-        with ending_with_its_gpu(journal):
+        with ending_with_its_gpu(journal, starting=True):
             raise lost
 
 

@@ -85,14 +85,14 @@ class Compiled:
         return result
 
     def _failed(self, reason: str, *, of_the_gpu: bool) -> None:
-        for failures in _noted:
-            failures.setdefault(self._name, reason)
         self._mishaps += 1
         if of_the_gpu and self._mishaps < _MISHAPS_THAT_CONVICT:
             logger.warning("%s failed compiled, and this call ran interpreted: %s", self._name, reason)
             return
         what = "fails compiled again and again" if of_the_gpu else "can't be compiled"
         logger.warning("%s %s and runs interpreted: %s", self._name, what, reason)
+        for failures in _noted:
+            failures.setdefault(self._name, reason)
         self._compiled = None
 
 

@@ -234,7 +234,8 @@ class _Playing:
     def _allowed(self, name: str) -> str:
         module, _, last = name.partition(" ")
         if name not in _CALLED and name not in _STORAGES and _type_of_numbers(name) is None:
-            refuse(f"asks for {shown(f'{module}.{last}', quoted=False)}, which a file of tensors doesn't need")
+            asked = shown(f"{module}.{last}", quoted=False)
+            refuse(f"asks for {asked}, which a file of tensors doesn't need; torch.save its state dictionary anew")
         return name
 
     def _called(self, function: Any, arguments: Any) -> _Thing:
@@ -246,7 +247,7 @@ class _Playing:
         if name == _PARAMETER and len(given) == 3 and _is(given[0], "tensor") and _is(given[2], "dict"):
             return _Thing(kind="tensor")
         if name == _SIZE and len(given) == 1 and _are_counts(given[0]):
-            return _Thing(kind="tuple")
+            return _Thing(kind="tuple", items=given[0].items)
         if name in (_ORDERED, _COUNTER) and not given:
             return _Thing(kind="dict", name=name)
         if name == _COUNTER and len(given) == 1 and _is(given[0], "dict"):

@@ -11,7 +11,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from qualitygate.errors import ErrorCode, Failure
 from qualitygate.images.photograph import Photograph
 from qualitygate.metrics import networks, scene_statistics
 from qualitygate.metrics.metric import Device, Metric, Score, Scorer
+from qualitygate.tables.scratch import scratch_folder
 
 _LICENSE = "PolyForm-Noncommercial-1.0.0 and S-Lab-1.0 (pyiqa)"
 REMEDY = "pip install 'qualitygate[reference]'"
@@ -85,7 +85,7 @@ def _loader(name: str, smallest: int, write: Callable[[Path], Path]) -> Callable
     def load(device: Device) -> Scorer:
         import pyiqa
 
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             path = write(Path(folder))
             metric = pyiqa.create_metric(name, device=device, pretrained_model_path=str(path))
         # The network itself: InferenceModel.forward would switch TF32 on again.

@@ -34,7 +34,6 @@ from qualitygate.config import (
     echo,
 )
 from qualitygate.errors import (
-    ConfigurationError,
     DeadlineReached,
     Interrupted,
     Locked,
@@ -421,7 +420,7 @@ class _Job:
         )
         try:
             return costs.in_a_line(score_costs.estimate(config))
-        except ConfigurationError as error:
+        except QualityGateError as error:
             return f"what scoring them would take is not known ({error})"
 
     def _score_new(self) -> dict[str, Any]:

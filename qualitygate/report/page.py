@@ -67,8 +67,8 @@ def write(config: ReportConfig) -> Path | str:
     if storage.is_folder(output):
         raise ConfigurationError(f"--output {storage.redact(output)!r} is a folder; name a file that ends in .html")
     found = artefacts.read(config.input, night=config.night)
-    parent = str(Path(output).absolute().parent) if storage.is_local(output) else output.rpartition("/")[0]
-    storage.check_writable(parent, "--output")
+    if storage.is_local(output):
+        storage.check_writable(str(Path(output).absolute().parent), "--output")
     page = render(found, config)
     storage.write_bytes(output, page)
     logger.info("report of %d bytes", len(page))

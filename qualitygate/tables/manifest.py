@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from qualitygate.errors import ConfigurationError, ImageError
+from qualitygate.errors import ConfigurationError, ImageError, QualityGateError
 from qualitygate.tables import listing, reading, shards, storage
-from qualitygate.tables.access import DEFAULT, Access
+from qualitygate.tables.access import DEFAULT, PASSING_CODES, Access
 from qualitygate.tables.scratch import scratch_folder
 from qualitygate.tables.sql import connect, identifier, literal
 
@@ -81,7 +81,7 @@ def load(
     image_column: of Parquet files that hold images; None: their only column of bytes.
 
     Raises ConfigurationError, in one line with the remedy: nothing there, a table without its columns, an
-    image_id twice or absent, an empty input.
+    image_id twice or absent, an empty input. Raises StoreUnavailable where its store doesn't answer.
     """
     source = checked(source)
     wanted = Wanted(limit=limit, without=(results,) if results else (), image_column=image_column, access=access)
@@ -103,9 +103,12 @@ def checked(source: str) -> str:
     return os.path.abspath(source) if storage.is_local(source) else source
 
 
-def unlisted(source: str, error: ImageError) -> ConfigurationError:
-    """Why an input can't be listed."""
-    return ConfigurationError(f"--input {storage.redact(source)!r}: {error.failure.message}")
+def unlisted(source: str, error: ImageError) -> QualityGateError:
+    """Why an input can't be listed: StoreUnavailable for what may pass."""
+    said = f"--input {storage.redact(source)!r}"
+    if error.failure.code in PASSING_CODES:
+        return storage.unavailable(said, error.failure.message)
+    return ConfigurationError(f"{said}: {error.failure.message}")
 
 
 def empty(source: str) -> ConfigurationError:

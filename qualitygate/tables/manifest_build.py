@@ -51,6 +51,8 @@ def build(config: ManifestBuildConfig, *, without: Sequence[str] = (), accept_ma
     try:
         return _build(config, tuple(without), accept_manifest)
     except ImageError as error:
+        if error.failure.code in access.PASSING_CODES:
+            raise storage.unavailable(f"--input {storage.redact(config.input)!r}", error.failure.message) from error
         raise ConfigurationError(
             f"a store can't be asked: {error.failure.message}; mend that and run the same command again"
         ) from error

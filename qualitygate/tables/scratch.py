@@ -7,9 +7,11 @@ isn't locked is nobody's.
 import contextlib
 import logging
 import os
+import platform
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 
 if sys.platform != "win32":
@@ -17,8 +19,9 @@ if sys.platform != "win32":
 
 logger = logging.getLogger(__name__)
 
-# Not shared with releases before these locks, whose folders can't be told from one in use.
-PREFIX = "qualitygate-scratch-"
+# Not shared with releases before these locks, whose folders can't be told from one in use. Nor with other machines:
+# where several have one temporary directory, a file system may keep each one's locks to itself.
+PREFIX = f"qualitygate-scratch-{zlib.crc32(platform.node().encode()):08x}-"
 
 
 @contextlib.contextmanager

@@ -151,9 +151,7 @@ def check_writable(uri: str, role: str) -> None:
     except Exception as error:
         reason = getattr(error, "strerror", None) or redact(str(error)).splitlines()[0][:200]
         if isinstance(error, ImageError) and error.failure.code in PASSING_CODES:
-            raise StoreUnavailable(
-                f"{role} {redact(uri)!r}: its store doesn't answer ({reason}); once it does, the same command goes on"
-            ) from error
+            raise unavailable(f"{role} {redact(uri)!r}", reason) from error
         if isinstance(error, OSError) and error.errno in _FULL:
             raise ConfigurationError(
                 f"{role} {redact(uri)!r} can't be written to ({reason}); make room there or choose another folder"
@@ -161,6 +159,14 @@ def check_writable(uri: str, role: str) -> None:
         raise ConfigurationError(
             f"{role} {redact(uri)!r} can't be written to ({reason}); choose another folder or mend its permissions"
         ) from error
+
+
+def unavailable(said: str, reason: str) -> StoreUnavailable:
+    """Of a place that a command needs, named in `said`, whose store doesn't answer."""
+    return StoreUnavailable(
+        f"{said}: its store doesn't answer ({reason}); once it does, the same command goes on; where it never did, "
+        "check its endpoint and where the credentials come from"
+    )
 
 
 def write_bytes(uri: str, data: bytes) -> None:

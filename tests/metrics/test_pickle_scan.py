@@ -56,6 +56,12 @@ def _tensor(storage: bytes, size: int, stride: int = 1, offset: int = 0) -> byte
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + numbers + b"\x89ccollections\nOrderedDict\n)RtR"
 
 
+def _sized(storage: bytes, size: int) -> bytes:
+    """The same with torch.Size around its sizes."""
+    numbers = _number(0) + b"ctorch\nSize\n" + _number(size) + b"\x85\x85R" + _number(1) + b"\x85"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + numbers + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
 def _dictionary(name: bytes, value: bytes = b"K\x01") -> bytes:
     return b"\x80\x02}" + name + value + b"s."
 
@@ -115,6 +121,15 @@ def test_what_torch_would_make_of_it_is_not_made(
         state_dicts.read(tmp_path / "x.pth")
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 400 + len(str(tmp_path))
+
+
+def test_sizes_may_be_torchs_own_and_are_bounded_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fits.pth").write_bytes(_archive(_named(_sized(_storage(2), 2)), **{"data/0": bytes(8)}))
+    assert {name: list(value) for name, value in state_dicts.read(tmp_path / "fits.pth").items()} == {"a": [0.0, 0.0]}
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked to open it"))
+    (tmp_path / "x.pth").write_bytes(_archive(_named(_sized(_storage(2), 1 << 40)), **{"data/0": bytes(8)}))
+    with pytest.raises(ConfigurationError, match="larger than its storage"):
+        state_dicts.read(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qualitygate.errors import ConfigurationError
-from qualitygate.tables import manifest
+from qualitygate.config import ManifestBuildConfig
+from qualitygate.errors import ConfigurationError, ErrorCode, ImageError, StoreUnavailable
+from qualitygate.tables import growing, manifest, manifest_build
 
 
 def _rows(source: Path | str, tmp_path: Path, **options: int) -> list[dict[str, object]]:
@@ -200,3 +201,30 @@ def test_local_files_carry_their_change_marks(tmp_path: Path) -> None:
     assert _rows(tmp_path / "m.csv", tmp_path)[0]["etag"] != first["etag"]
     assert _rows(tmp_path / "a.jpg", tmp_path)[0]["etag"] is not None
     assert _rows(tmp_path / "*.jpg", tmp_path)[0]["etag"] is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (ErrorCode.TRANSIENT, StoreUnavailable),
+        (ErrorCode.TIMEOUT, StoreUnavailable),
+        (ErrorCode.DENIED, ConfigurationError),
+    ],
+)
+def test_a_store_that_does_not_answer_is_told_from_what_has_to_be_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: ErrorCode, kind: type[Exception]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ImageError(code, "no luck")
+
+    monkeypatch.setattr(manifest, "_normalise", fails)
+    monkeypatch.setattr(growing, "list_images", fails)
+    monkeypatch.setattr(manifest_build, "_build", fails)
+    listing = ManifestBuildConfig(input="s3://in/a", output=str(tmp_path / "m.parquet"))
+    for call in (
+        lambda: manifest.load("s3://in/a", tmp_path / "m.parquet"),
+        lambda: growing.begin("s3://in/a", tmp_path, manifest.Wanted()),
+        lambda: manifest_build.build(listing),
+    ):
+        with pytest.raises(kind, match="no luck"):
+            call()
