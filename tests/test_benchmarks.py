@@ -142,7 +142,7 @@ def test_gpu_scores_makes_no_pictures_without_time(
     assert "Without decoding: no time is left" in text
 
 
-needs_pyiqa = pytest.mark.skipif(importlib.util.find_spec("pyiqa") is None, reason="pyiqa isn't installed")
+needs_pyiqa = pytest.mark.skipif(importlib.util.find_spec("pyiqa") is None, reason="needs pyiqa, the extra reference")
 
 
 @needs_pyiqa
@@ -184,7 +184,7 @@ REARRANGED = (
 
 @pytest.mark.parametrize(("shape", "pattern"), REARRANGED)
 def test_what_stands_in_for_einops_does_the_same(gpu_scores: Any, shape: tuple[int, ...], pattern: str) -> None:
-    einops = pytest.importorskip("einops")
+    einops = pytest.importorskip("einops", reason="einops comes with pyiqa, the extra reference")
     x = torch.arange(float(torch.Size(shape).numel())).view(shape)
     ours = gpu_scores.stand_ins.rearrange
     assert torch.equal(ours(x, pattern, h=3, w=4), einops.rearrange(x, pattern, h=3, w=4))
